@@ -1,0 +1,36 @@
+//! Header names that gateway and neuron agree on.
+
+use crate::harness::Usage;
+
+/// The id of a request, from the client or drawn by the first that sees it; the same in every log and answer.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// What a generation used: a header of a whole answer, a trailer of a streamed one. It lets the gateway meter without reading
+/// a body; it is sent only where the request says `te: trailers`, and the gateway never passes it on.
+pub const USAGE: &str = "x-neuron-usage";
+
+/// The value of [`USAGE`].
+pub fn encode_usage(usage: &Usage) -> String {
+    format!("prompt={};cached={};completion={}", usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+}
+
+/// Reads what [`encode_usage`] wrote; `None` for anything else.
+pub fn decode_usage(value: &str) -> Option<Usage> {
+    let mut fields = value.split(';');
+    let mut next = |name: &str| fields.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+    Some(Usage { prompt_tokens: next("prompt")?, cached_tokens: next("cached")?, completion_tokens: next("completion")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_survives_the_header() {
+        let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 40 };
+        assert_eq!(decode_usage(&encode_usage(&usage)), Some(usage));
+        for bad in ["", "prompt=1", "prompt=1;cached=2;completion=x", "cached=1;prompt=2;completion=3"] {
+            assert_eq!(decode_usage(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The words that cortex (the gateway) and neuron (the node daemon) share.
+//!
+//! Nothing here performs I/O or knows an async runtime: these are the types that travel between the two programs, the
+//! [`Harness`] trait that a node implements, and the names of metrics and headers.
+
+pub mod config;
+pub mod discovery;
+pub mod harness;
+pub mod headers;
+pub mod metrics;
+pub mod model;
+pub mod openai;
+pub mod sampling;
+pub mod sse;
+
+pub use discovery::{DeviceHealth, DeviceInfo, DeviceKind, Discovery, Health, ModelHealth};
+pub use harness::{
+    ChatPrompt, EmbedRequest, Embeddings, EventStream, FinishReason, GenerateEvent, GenerateRequest, Harness, HarnessError, Prompt,
+    TokenLogprob, Usage,
+};
+pub use model::{Capability, ModelId, ModelReport, ModelSpec, ModelStatus, UnloadRequest};
+pub use sampling::{SamplingDefaults, SamplingParams, SamplingRequest};

@@ -1,0 +1,1 @@
+//! Server-sent events: writing them, and reading them from any chunking.

@@ -1,0 +1,1 @@
+//! Block tables, reference counts, the free list.

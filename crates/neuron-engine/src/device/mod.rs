@@ -1,0 +1,3 @@
+//! Devices: the thread that owns one, what it can be told, and how several meet.
+
+pub mod collective;

@@ -1,0 +1,33 @@
+//! Architectures. One file each, one line in the registry.
+
+use candle_core::{Result, Tensor};
+use neuron_kernels::PagedBatch;
+
+use crate::cache::kv_cache::{CacheSpec, LayerCaches};
+
+/// A decoder that continues text.
+pub trait CausalLm {
+    /// What its KV cache looks like on this rank.
+    fn cache_spec(&self) -> CacheSpec;
+    /// Runs one step and returns the logits of the rows asked for: `[R, vocabulary]`, f32.
+    fn forward(&self, input: &ModelInput, caches: &LayerCaches) -> Result<Tensor>;
+}
+
+/// A model that turns texts into vectors.
+pub trait Encoder {
+    /// One vector per segment: `[S, hidden]`, f32, pooled and normalised as the checkpoint says. `ids` is `[T]` u32.
+    fn encode(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor>;
+}
+
+/// One step's input: T tokens of several sequences laid end to end.
+#[derive(Debug)]
+pub struct ModelInput {
+    /// Token ids, `[T]` u32.
+    pub ids: Tensor,
+    /// Rotary positions, `[3, T]` u32: time, height, width. Models with one axis read the first row.
+    pub positions: Tensor,
+    /// Where the step's keys and values go and what each sequence may look at.
+    pub paged: PagedBatch,
+    /// The rows that need logits, `[R]` u32.
+    pub logit_rows: Tensor,
+}
