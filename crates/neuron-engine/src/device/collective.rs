@@ -1,6 +1,6 @@
 //! How the ranks of one tensor-parallel model meet: alone, over threads of one process, or (on GPUs) over NCCL.
 
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use candle_core::{Result, Tensor};
 
@@ -24,6 +24,8 @@ pub trait Collective: Send + Sync {
     fn all_reduce_sum(&self, x: Tensor) -> Result<Tensor>;
     /// All ranks' `x` side by side along `dim`, in rank order.
     fn all_gather(&self, x: Tensor, dim: usize) -> Result<Tensor>;
+    /// Called by a rank whose step failed: whoever waits for it, now or later, gets an error instead of waiting for ever.
+    fn abort(&self);
 }
 
 /// One rank: both operations are the identity.
@@ -38,6 +40,8 @@ impl Collective for Solo {
     fn all_gather(&self, x: Tensor, _dim: usize) -> Result<Tensor> {
         Ok(x)
     }
+
+    fn abort(&self) {}
 }
 
 /// Ranks that are threads of this process: tensor parallelism as a CPU test.
@@ -48,37 +52,118 @@ pub struct Local {
 }
 
 struct Meeting {
-    barrier: Barrier,
-    places: Mutex<Vec<Option<Tensor>>>,
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+/// What lies on the table, and which round of meeting this is. A round fills up, is read by all, and is cleared by the last reader.
+struct Table {
+    places: Vec<Option<Tensor>>,
+    readers_left: usize,
+    broken: bool,
 }
 
 impl Local {
     /// One collective per rank, in rank order.
     pub fn group(world_size: usize) -> Vec<Self> {
-        let meeting = Arc::new(Meeting { barrier: Barrier::new(world_size), places: Mutex::new(vec![None; world_size]) });
+        let table = Table { places: vec![None; world_size], readers_left: 0, broken: false };
+        let meeting = Arc::new(Meeting { table: Mutex::new(table), changed: Condvar::new() });
         (0..world_size).map(|rank| Self { rank, meeting: meeting.clone() }).collect()
     }
 
-    /// Puts `x` down, waits for all, and picks everybody's up. The second wait keeps a fast rank from overwriting its place
-    /// before a slow one has read it.
-    fn exchange(&self, x: Tensor) -> Vec<Tensor> {
-        let places = || self.meeting.places.lock().expect("no rank panics while it holds the places");
-        places()[self.rank] = Some(x);
-        self.meeting.barrier.wait();
-        let all = places().iter().map(|place| place.clone().expect("every rank has put its tensor down before the barrier")).collect();
-        self.meeting.barrier.wait();
-        all
+    /// Puts `x` down, waits for all, and picks everybody's up.
+    fn exchange(&self, x: Tensor) -> Result<Vec<Tensor>> {
+        let mut table = self.wait_until(|table| table.readers_left == 0)?;
+        table.places[self.rank] = Some(x);
+        if table.places.iter().all(Option::is_some) {
+            table.readers_left = table.places.len();
+            self.meeting.changed.notify_all();
+        }
+        drop(table);
+        let mut table = self.wait_until(|table| table.readers_left > 0)?;
+        let all = table.places.iter().flatten().cloned().collect();
+        table.readers_left -= 1;
+        if table.readers_left == 0 {
+            table.places.fill(None);
+            self.meeting.changed.notify_all();
+        }
+        Ok(all)
+    }
+
+    fn wait_until(&self, ready: impl Fn(&Table) -> bool) -> Result<MutexGuard<'_, Table>> {
+        let table = self.meeting.table.lock().expect("no rank panics at the table");
+        let table = self
+            .meeting
+            .changed
+            .wait_while(table, |table| !table.broken && !ready(table))
+            .expect("no rank panics at the table");
+        if table.broken { candle_core::bail!("another rank failed in this step; reload the model") } else { Ok(table) }
     }
 }
 
 impl Collective for Local {
     fn all_reduce_sum(&self, x: Tensor) -> Result<Tensor> {
-        let mut parts = self.exchange(x).into_iter();
+        let mut parts = self.exchange(x)?.into_iter();
         let first = parts.next().expect("a group has at least one rank");
         parts.try_fold(first, |sum, part| sum + part)
     }
 
     fn all_gather(&self, x: Tensor, dim: usize) -> Result<Tensor> {
-        Tensor::cat(&self.exchange(x), dim)
+        Tensor::cat(&self.exchange(x)?, dim)
+    }
+
+    fn abort(&self) {
+        self.meeting.table.lock().expect("no rank panics at the table").broken = true;
+        self.meeting.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn on_each_rank<T: Send>(world_size: usize, work: impl Fn(usize, Local) -> T + Sync) -> Vec<T> {
+        let work = &work;
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> =
+                Local::group(world_size).into_iter().enumerate().map(|(rank, local)| scope.spawn(move || work(rank, local))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn every_rank_sees_the_same_sums_in_every_round() {
+        let seen = on_each_rank(3, |rank, local| {
+            let round = |n: usize| {
+                let x = Tensor::new(&[(10 * n + rank) as f32], &Device::Cpu).unwrap();
+                local.all_reduce_sum(x).unwrap().to_vec1::<f32>().unwrap()[0]
+            };
+            (0..100).map(round).collect::<Vec<_>>()
+        });
+        let expected: Vec<f32> = (0..100).map(|n| (30 * n + 3) as f32).collect();
+        assert!(seen.iter().all(|sums| *sums == expected));
+    }
+
+    #[test]
+    fn gathering_keeps_rank_order() {
+        let seen = on_each_rank(2, |rank, local| {
+            let x = Tensor::full(rank as u32, (2, 1), &Device::Cpu).unwrap();
+            local.all_gather(x, 1).unwrap().to_vec2::<u32>().unwrap()
+        });
+        assert_eq!(seen, vec![vec![vec![0, 1], vec![0, 1]]; 2]);
+    }
+
+    #[test]
+    fn a_failed_rank_does_not_leave_the_others_waiting() {
+        let seen = on_each_rank(2, |rank, local| match rank {
+            0 => {
+                local.abort();
+                true
+            }
+            _ => local.all_reduce_sum(Tensor::new(&[1f32], &Device::Cpu).unwrap()).is_err(),
+        });
+        assert_eq!(seen, [true, true]);
     }
 }
