@@ -92,11 +92,7 @@ impl Local {
 
     fn wait_until(&self, ready: impl Fn(&Table) -> bool) -> Result<MutexGuard<'_, Table>> {
         let table = self.meeting.table.lock().expect("no rank panics at the table");
-        let table = self
-            .meeting
-            .changed
-            .wait_while(table, |table| !table.broken && !ready(table))
-            .expect("no rank panics at the table");
+        let table = self.meeting.changed.wait_while(table, |table| !table.broken && !ready(table)).expect("no rank panics at the table");
         if table.broken { candle_core::bail!("another rank failed in this step; reload the model") } else { Ok(table) }
     }
 }
