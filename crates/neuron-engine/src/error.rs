@@ -1,1 +1,70 @@
-//! error
+//! Why a checkpoint cannot be served. Each message names the file at fault, what is wrong with it, and what to do.
+
+use std::path::PathBuf;
+
+/// A checkpoint that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file that should be there is not.
+    #[error("`{}` is missing; {hint}", file.display())]
+    Missing {
+        /// The file looked for.
+        file: PathBuf,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The file is there, but the operating system does not give it to us.
+    #[error("cannot read `{}`: {source}; check that the file exists and that this user may read it", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file's contents are not what its format asks for.
+    #[error("`{}` is malformed: {what}; download the file again, or report it to the model's author", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// No model file implements this architecture.
+    #[error("the architecture `{name}` is not supported; supported are {known}")]
+    UnknownArchitecture {
+        /// As `config.json` calls it.
+        name: String,
+        /// Every name that is supported, separated by commas.
+        known: String,
+    },
+    /// A field of `config.json` is absent, of the wrong type or out of range.
+    #[error("config.json: `{field}` {what}")]
+    Config {
+        /// The field's path (`text_config.hidden_size`).
+        field: String,
+        /// What is wrong with it ("is missing", "must be a multiple of 2, but is 3").
+        what: String,
+    },
+    /// A tensor is absent or has another shape than the configuration implies.
+    #[error("`{}`: tensor `{name}` {what}; config.json and the weights may belong to different models", file.display())]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// The file that holds it, or the index that should name it.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The checkpoint is well-formed, but asks for something that this engine does not do.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// The device refused: no such device, out of memory, a driver error.
+    #[error("device: {0}")]
+    Device(String),
+}
+
+impl From<candle_core::Error> for LoadError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Device(error.to_string())
+    }
+}
