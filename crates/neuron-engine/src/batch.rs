@@ -1,1 +1,164 @@
-//! batch
+//! What a device needs to execute one step: plain data that travels to the device thread.
+
+use std::sync::Arc;
+
+use cortex_core::SamplingParams;
+use neuron_kernels::PagedBatch;
+
+use crate::scheduler::{Chunk, Scheduler, Step};
+use crate::sequence::{ImageSpan, Sequence, SequenceId};
+
+/// One step: T new tokens of S sequences laid end to end, in the order of the step's chunks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// `[S]`
+    pub sequences: Vec<BatchSequence>,
+    /// Tokens per block.
+    pub block_size: usize,
+}
+
+/// One sequence's share of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchSequence {
+    /// Whose.
+    pub id: SequenceId,
+    /// The new tokens.
+    pub tokens: Vec<u32>,
+    /// How many tokens stand before them, in the cache.
+    pub start: usize,
+    /// The blocks of tokens `0..context_len`.
+    pub blocks: Vec<u32>,
+    /// Tokens in the cache once the step has run.
+    pub context_len: usize,
+    /// Rotary positions of the new tokens: rows time, height, width.
+    pub positions: [Vec<u32>; 3],
+    /// Parts of pictures among the new tokens.
+    pub images: Vec<ImagePart>,
+    /// How to draw the next token from the last row; absent while the prompt goes on in a later step.
+    pub sample: Option<Sample>,
+}
+
+/// The part of a picture that falls into a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImagePart {
+    /// The whole picture.
+    pub image: ImageSpan,
+    /// The first of its feature rows that is needed.
+    pub offset: usize,
+    /// The new token, counted from the chunk's first, that this row replaces.
+    pub row: usize,
+    /// How many rows.
+    pub len: usize,
+}
+
+/// All that the sampler needs for one token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// How to choose.
+    pub params: Arc<SamplingParams>,
+    /// Index of the token to be drawn in its sequence.
+    pub position: u64,
+    /// The prompt, if penalties ask for it; otherwise empty.
+    pub prompt: Vec<u32>,
+    /// The answer so far, if penalties ask for it; otherwise empty.
+    pub answer: Vec<u32>,
+    /// Report the log-probability of the token, and of this many alternatives.
+    pub logprobs: Option<u8>,
+}
+
+impl Batch {
+    /// The data of `step`, which `scheduler` has just planned.
+    pub fn new(step: &Step, scheduler: &Scheduler) -> Self {
+        let block_size = scheduler.blocks().block_size();
+        let share = |chunk: &Chunk| Some(BatchSequence::new(chunk, scheduler.sequence(chunk.id)?, block_size));
+        Self { sequences: step.chunks.iter().filter_map(share).collect(), block_size }
+    }
+
+    /// T.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    /// Token ids, `[T]`.
+    pub fn ids(&self) -> Vec<u32> {
+        self.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect()
+    }
+
+    /// Rotary positions, `[3, T]` row by row: time, height, width.
+    pub fn positions(&self) -> Vec<u32> {
+        (0..3).flat_map(|axis| self.sequences.iter().flat_map(move |sequence| &sequence.positions[axis])).copied().collect()
+    }
+
+    /// The rows of T that logits are wanted of, `[R]`: the last of each sequence that samples, in order.
+    pub fn logit_rows(&self) -> Vec<u32> {
+        let ends = self.sequences.iter().scan(0, |end, sequence| {
+            *end += sequence.tokens.len();
+            Some((*end, sequence))
+        });
+        ends.filter(|(_, sequence)| sequence.sample.is_some()).map(|(end, _)| (end - 1) as u32).collect()
+    }
+
+    /// The parts of pictures in the step, each with the row of T where it begins.
+    pub fn image_parts(&self) -> Vec<(usize, ImagePart)> {
+        let mut first = 0;
+        let mut parts = Vec::new();
+        for sequence in &self.sequences {
+            parts.extend(sequence.images.iter().map(|part| (first + part.row, *part)));
+            first += sequence.tokens.len();
+        }
+        parts
+    }
+
+    /// Where keys and values go, and what each sequence may look at.
+    pub fn paged(&self) -> PagedBatch {
+        PagedBatch {
+            query_lens: self.sequences.iter().map(|sequence| sequence.tokens.len()).collect(),
+            context_lens: self.sequences.iter().map(|sequence| sequence.context_len).collect(),
+            block_tables: self.sequences.iter().map(|sequence| sequence.blocks.clone()).collect(),
+            slots: self.sequences.iter().flat_map(|sequence| sequence.slots(self.block_size)).collect(),
+            block_size: self.block_size,
+        }
+    }
+}
+
+impl BatchSequence {
+    fn new(chunk: &Chunk, sequence: &Sequence, block_size: usize) -> Self {
+        let (start, end) = (chunk.start, chunk.start + chunk.len);
+        Self {
+            id: chunk.id,
+            tokens: sequence.tokens[start..end].to_vec(),
+            start,
+            blocks: sequence.blocks[..end.div_ceil(block_size)].to_vec(),
+            context_len: end,
+            positions: std::array::from_fn(|axis| (start..end).map(|index| sequence.position(index)[axis]).collect()),
+            images: sequence.images.iter().filter_map(|image| ImagePart::within(*image, start, end)).collect(),
+            sample: chunk.samples.then(|| Sample::new(sequence)),
+        }
+    }
+
+    /// The slot (`block * block_size + offset`) of each new token.
+    fn slots(&self, block_size: usize) -> impl Iterator<Item = u32> {
+        (self.start..self.context_len).map(move |index| self.blocks[index / block_size] * block_size as u32 + (index % block_size) as u32)
+    }
+}
+
+impl ImagePart {
+    /// What of `image` lies in the tokens `start..end`.
+    fn within(image: ImageSpan, start: usize, end: usize) -> Option<Self> {
+        let (first, last) = (image.start.max(start), image.end().min(end));
+        (first < last).then(|| Self { image, offset: first - image.start, row: first - start, len: last - first })
+    }
+}
+
+impl Sample {
+    fn new(sequence: &Sequence) -> Self {
+        let seen = |tokens: &[u32]| if sequence.sampling.has_penalties() { tokens.to_vec() } else { Vec::new() };
+        Self {
+            params: sequence.sampling.clone(),
+            position: sequence.tokens.len() as u64,
+            prompt: seen(sequence.prompt()),
+            answer: seen(sequence.answer()),
+            logprobs: sequence.logprobs,
+        }
+    }
+}
