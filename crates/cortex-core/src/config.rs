@@ -1,1 +1,221 @@
-//! The gateway's configuration file.
+//! The gateway's configuration: what `cortex.toml` may say, with its defaults. Text and variables come in as arguments.
+
+mod overrides;
+mod parse;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::node::NodeId;
+use crate::placement::Placement;
+
+pub use parse::{ConfigError, Place};
+
+/// Everything the gateway is told before it starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatewayConfig {
+    /// `[gateway]`
+    pub gateway: GatewaySection,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[timeouts]`
+    pub timeouts: Timeouts,
+    /// `[[neurons]]`
+    pub neurons: Vec<NeuronEntry>,
+    /// `[[models]]` and `[aliases]`
+    pub placement: Placement,
+}
+
+/// `[gateway]`: where it listens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewaySection {
+    /// Clients connect here.
+    pub listen: SocketAddr,
+    /// Prometheus connects here.
+    pub metrics_listen: SocketAddr,
+}
+
+impl Default for GatewaySection {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31313)), metrics_listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31314)) }
+    }
+}
+
+/// `[limits]`: the bound of everything that could grow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest request body; beyond it 413.
+    pub body_bytes_max: NonZeroUsize,
+    /// Connections open at once; beyond it a client waits to be accepted.
+    pub connections_max: NonZeroUsize,
+    /// Requests that wait for one model's load; beyond it 429.
+    pub load_waiters_max: NonZeroUsize,
+    /// Nodes that one request is sent to before it fails.
+    pub tries_max: NonZeroUsize,
+    /// Failed polls in a row after which a node is ejected; a refused connection ejects at once.
+    pub poll_failures_max: NonZeroUsize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: count(64 << 20),
+            connections_max: count(10_000),
+            load_waiters_max: count(1_024),
+            tries_max: count(4),
+            poll_failures_max: count(3),
+        }
+    }
+}
+
+/// `[timeouts]`: the bound of every wait.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Time for a client to send a request's head.
+    pub head_ms_max: Millis,
+    /// Time for a client to send a request's body.
+    pub body_ms_max: Millis,
+    /// Time to connect to a node.
+    pub connect_ms_max: Millis,
+    /// Time from sending a request to a node to the first byte of the answer: queue and prefill, or all of an answer that is not streamed.
+    pub first_byte_ms_max: Millis,
+    /// Silence in the middle of an answer after which it counts as cut.
+    pub idle_ms_max: Millis,
+    /// A stream that has nothing to say yet gets an SSE comment this often.
+    pub keep_alive_ms: Millis,
+    /// Time for a node to load a model.
+    pub load_ms_max: Millis,
+    /// How long the reason of a failed load answers further requests for that model.
+    pub load_failure_ms: Millis,
+    /// Time between two polls of a node that answers.
+    pub poll_ms: Millis,
+    /// Time between two polls of a node that is ejected.
+    pub probe_ms: Millis,
+    /// Time for a node to answer a poll.
+    pub poll_ms_max: Millis,
+    /// Time for open requests to end after the gateway was told to stop.
+    pub drain_ms_max: Millis,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            head_ms_max: Millis::new(10_000),
+            body_ms_max: Millis::new(120_000),
+            connect_ms_max: Millis::new(2_000),
+            first_byte_ms_max: Millis::new(600_000),
+            idle_ms_max: Millis::new(120_000),
+            keep_alive_ms: Millis::new(900),
+            load_ms_max: Millis::new(1_800_000),
+            load_failure_ms: Millis::new(5_000),
+            poll_ms: Millis::new(1_000),
+            probe_ms: Millis::new(250),
+            poll_ms_max: Millis::new(2_000),
+            drain_ms_max: Millis::new(30_000),
+        }
+    }
+}
+
+/// One `[[neurons]]` entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NeuronEntry {
+    /// How logs, metrics and placement name the node.
+    pub name: NodeId,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+}
+
+/// `http://host:port`, checked and in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint(String);
+
+impl Endpoint {
+    /// Accepts `http://host:port`, with or without a slash at the end.
+    ///
+    /// # Errors
+    /// Says what is missing or too much.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lower = text.trim().to_ascii_lowercase();
+        let Some(rest) = lower.strip_prefix("http://") else {
+            return Err(format!("`{text}` must begin with http:// (the gateway speaks plain HTTP to its nodes)"));
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#', '@', ' ']) {
+            return Err(format!("`{text}` must be http://host:port, without a path or a user"));
+        }
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => {
+                Ok(Self(format!("http://{authority}")))
+            }
+            _ => Err(format!("`{text}` names no host and port; neuron listens on 13131 by default")),
+        }
+    }
+
+    /// `http://host:port`
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// `host:port`
+    pub fn authority(&self) -> &str {
+        &self.0["http://".len()..]
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self(format!("http://{address}"))
+    }
+}
+
+/// A span of time of at least one millisecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Millis(NonZeroU64);
+
+impl Millis {
+    /// `ms` milliseconds; 0 counts as 1.
+    pub const fn new(ms: u64) -> Self {
+        match NonZeroU64::new(ms) {
+            Some(ms) => Self(ms),
+            None => Self(NonZeroU64::MIN),
+        }
+    }
+
+    /// The same span for timers.
+    pub const fn duration(self) -> Duration {
+        Duration::from_millis(self.0.get())
+    }
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self::of(Vec::new(), Placement::default())
+    }
+}
+
+impl GatewayConfig {
+    /// These nodes and this placement, everything else by default.
+    pub fn of(neurons: Vec<NeuronEntry>, placement: Placement) -> Self {
+        Self { gateway: GatewaySection::default(), limits: Limits::default(), timeouts: Timeouts::default(), neurons, placement }
+    }
+}
+
+const fn count(n: usize) -> NonZeroUsize {
+    match NonZeroUsize::new(n) {
+        Some(n) => n,
+        None => NonZeroUsize::MIN,
+    }
+}

@@ -9,7 +9,9 @@ pub mod harness;
 pub mod headers;
 pub mod metrics;
 pub mod model;
+pub mod node;
 pub mod openai;
+pub mod placement;
 pub mod sampling;
 pub mod sse;
 
@@ -19,4 +21,6 @@ pub use harness::{
     TokenLogprob, Usage,
 };
 pub use model::{Capability, ModelId, ModelReport, ModelSpec, ModelStatus, UnloadRequest};
+pub use node::{FleetReport, GatewayReport, ModelAction, ModelActionReport, NodeId, NodeReport, NodeState};
+pub use placement::{PlacedModel, Placement};
 pub use sampling::{SamplingDefaults, SamplingParams, SamplingRequest};

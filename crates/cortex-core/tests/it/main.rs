@@ -1,3 +1,4 @@
 //! All tests of this crate, one module per behaviour.
 
+mod config;
 mod tidy;
