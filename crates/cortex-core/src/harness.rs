@@ -149,6 +149,13 @@ pub struct TokenChoice {
     pub logprob: f32,
 }
 
+impl TokenChoice {
+    /// The log-probability as JSON can hold it: an impossible token's `-inf` becomes -9999.
+    pub fn finite_logprob(&self) -> f32 {
+        self.logprob.max(-9999.0)
+    }
+}
+
 /// Texts to embed.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {

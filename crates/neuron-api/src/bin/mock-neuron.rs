@@ -1,0 +1,83 @@
+//! `mock-neuron`: a node without an engine, for trying a gateway by hand.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use cortex_core::Capability;
+use neuron_api::mock::{Faults, MockConfig, MockModel, MockNeuron};
+
+/// Serves neuron's API with scripted answers.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:13131")]
+    listen: SocketAddr,
+    /// The name it gives itself.
+    #[arg(long, default_value = "mock")]
+    hostname: String,
+    /// Models that are loaded from the start.
+    #[arg(long, value_delimiter = ',', default_value = "mock-model")]
+    models: Vec<String>,
+    /// Models that must be loaded first.
+    #[arg(long, value_delimiter = ',')]
+    available: Vec<String>,
+    /// Models that give embeddings, loaded from the start.
+    #[arg(long, value_delimiter = ',')]
+    embeddings: Vec<String>,
+    /// What to answer, word by word; without it the last message comes back.
+    #[arg(long)]
+    answer: Option<String>,
+    /// Before each token, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
+    /// Before the first token, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    prefill_ms: u64,
+    /// For a load, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    load_ms: u64,
+    /// The memory of the node, in GiB; each model takes one.
+    #[arg(long, default_value_t = 16)]
+    memory_gib: u64,
+    /// Generations at once.
+    #[arg(long, default_value_t = 256)]
+    active_max: usize,
+    /// End each generation with an error after so many tokens.
+    #[arg(long)]
+    die_after: Option<usize>,
+}
+
+impl Args {
+    fn config(&self) -> MockConfig {
+        let loaded = self.models.iter().map(|id| MockModel::loaded(id));
+        let available = self.available.iter().map(|id| MockModel::available(id));
+        let embeddings = self.embeddings.iter().map(|id| MockModel { capabilities: vec![Capability::Embeddings], ..MockModel::loaded(id) });
+        let models = loaded.chain(available).chain(embeddings).map(|model| self.script(model));
+        let config = MockConfig::new(models).named(&self.hostname);
+        MockConfig { memory_total_bytes: self.memory_gib << 30, active_max: self.active_max, ..config }
+    }
+
+    fn script(&self, model: MockModel) -> MockModel {
+        let model = MockModel {
+            load_time: Duration::from_millis(self.load_ms),
+            prefill_time: Duration::from_millis(self.prefill_ms),
+            token_time: Duration::from_millis(self.delay_ms),
+            faults: Faults { die_after: self.die_after, ..Faults::default() },
+            ..model
+        };
+        match &self.answer {
+            Some(answer) => model.saying(answer.split_inclusive(' ')),
+            None => model,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let args = Args::parse();
+    let server = MockNeuron::new(args.config()).serve_on(args.listen).await?;
+    println!("mock neuron listens on {}", server.endpoint());
+    tokio::signal::ctrl_c().await
+}

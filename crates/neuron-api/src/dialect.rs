@@ -1,0 +1,127 @@
+//! The two dialects of a generation: the same moments, in chat's words or in plain completion's.
+
+use std::sync::Arc;
+
+use cortex_core::openai::chat::{ChatChunkChoice, ChatDelta, ChatLogprobs, Role};
+use cortex_core::openai::completions::{CompletionChoice, CompletionLogprobs};
+use cortex_core::openai::{ChatChunk, ChatCompletion, ChatFold, Completion, CompletionFold, CompletionUsage};
+use cortex_core::{FinishReason, TokenLogprob};
+use serde::Serialize;
+
+/// How chunks of an answer are written, and how they fold into the whole.
+pub(crate) trait Dialect: Send + 'static {
+    type Chunk: Serialize + Send + 'static;
+    type Whole: Serialize;
+
+    /// Goes before a choice's first text.
+    fn opening(&self, index: u32) -> Option<Self::Chunk>;
+    fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
+    fn finish(&self, index: u32, reason: FinishReason) -> Self::Chunk;
+    fn usage(&self, usage: CompletionUsage) -> Self::Chunk;
+    /// `None` when a choice has no finish.
+    fn fold(chunks: Vec<Self::Chunk>) -> Option<Self::Whole>;
+}
+
+/// What all chunks of an answer share.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) id: Arc<str>,
+    pub(crate) created: u64,
+    pub(crate) model: Arc<str>,
+}
+
+pub(crate) struct Chat(pub(crate) Head);
+
+impl Chat {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>) -> ChatChunk {
+        let Head { id, created, model } = self.0.clone();
+        ChatChunk { id, object: Default::default(), created, model, choices, usage: None }
+    }
+
+    fn delta(&self, index: u32, delta: ChatDelta) -> ChatChunkChoice {
+        ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }
+    }
+}
+
+impl Dialect for Chat {
+    type Chunk = ChatChunk;
+    type Whole = ChatCompletion;
+
+    fn opening(&self, index: u32) -> Option<ChatChunk> {
+        let delta = ChatDelta { role: Some(Role::Assistant), content: Some(String::new()) };
+        Some(self.chunk(vec![self.delta(index, delta)]))
+    }
+
+    fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> ChatChunk {
+        let mut choice = self.delta(index, ChatDelta { role: None, content: Some(text) });
+        if !logprobs.is_empty() {
+            choice.logprobs = Some(ChatLogprobs { content: logprobs.into_iter().map(Into::into).collect() });
+        }
+        self.chunk(vec![choice])
+    }
+
+    fn finish(&self, index: u32, reason: FinishReason) -> ChatChunk {
+        let mut choice = self.delta(index, ChatDelta::default());
+        choice.finish_reason = Some(reason);
+        self.chunk(vec![choice])
+    }
+
+    fn usage(&self, usage: CompletionUsage) -> ChatChunk {
+        ChatChunk { usage: Some(usage), ..self.chunk(Vec::new()) }
+    }
+
+    fn fold(chunks: Vec<ChatChunk>) -> Option<ChatCompletion> {
+        let mut fold = ChatFold::default();
+        chunks.into_iter().for_each(|chunk| fold.push(chunk));
+        fold.finish()
+    }
+}
+
+pub(crate) struct Plain {
+    head: Head,
+    /// Where the next token's text starts in each choice, in characters.
+    offsets: Vec<u32>,
+}
+
+impl Plain {
+    pub(crate) fn new(head: Head, choices: usize) -> Self {
+        Self { head, offsets: vec![0; choices] }
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>) -> Completion {
+        let Head { id, created, model } = self.head.clone();
+        Completion { id, object: Default::default(), created, model, choices, usage: None }
+    }
+}
+
+impl Dialect for Plain {
+    type Chunk = Completion;
+    type Whole = Completion;
+
+    fn opening(&self, _: u32) -> Option<Completion> {
+        None
+    }
+
+    fn text(&mut self, index: u32, text: String, tokens: Vec<TokenLogprob>) -> Completion {
+        let mut logprobs = (!tokens.is_empty()).then(CompletionLogprobs::default);
+        for token in tokens {
+            let offset = &mut self.offsets[index as usize];
+            *offset = logprobs.get_or_insert_default().push(token, *offset);
+        }
+        self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason: None }])
+    }
+
+    fn finish(&self, index: u32, reason: FinishReason) -> Completion {
+        self.chunk(vec![CompletionChoice { index, finish_reason: Some(reason), ..CompletionChoice::default() }])
+    }
+
+    fn usage(&self, usage: CompletionUsage) -> Completion {
+        Completion { usage: Some(usage), ..self.chunk(Vec::new()) }
+    }
+
+    fn fold(chunks: Vec<Completion>) -> Option<Completion> {
+        let mut fold = CompletionFold::default();
+        chunks.into_iter().for_each(|chunk| fold.push(chunk));
+        fold.finish()
+    }
+}

@@ -1,0 +1,182 @@
+//! One scripted generation: admission, the faults, the tokens, and what its end counts.
+
+use std::sync::Arc;
+
+use cortex_core::{Capability, EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelId, TokenLogprob, Usage};
+use futures::StreamExt;
+use tokio::time::sleep;
+
+use super::{MockModel, MockNeuron, REQUESTS_KEPT, script};
+
+/// What a generation will say, decided at admission.
+struct Plan {
+    tokens: Vec<String>,
+    reason: FinishReason,
+    usage: Usage,
+}
+
+impl Plan {
+    fn new(model: &MockModel, request: &GenerateRequest) -> Result<Self, HarnessError> {
+        let prompt_tokens = script::tokens(&request.prompt).len();
+        if prompt_tokens >= model.context {
+            return Err(HarnessError::ContextLength { prompt_tokens, context: model.context });
+        }
+        let said = model.answer.tokens(&request.prompt);
+        let tokens_max = request.max_tokens.map_or(usize::MAX, |max| max as usize).min(model.context - prompt_tokens);
+        let cut_by_length: Vec<String> = said.iter().take(tokens_max).cloned().collect();
+        let (tokens, stopped) = until_stop(cut_by_length, &request.stop);
+        let reason = if !stopped && tokens.len() < said.len() { FinishReason::Length } else { FinishReason::Stop };
+        let prompt_tokens = prompt_tokens as u32;
+        let usage = Usage { prompt_tokens, cached_tokens: model.cached_tokens.min(prompt_tokens), completion_tokens: tokens.len() as u32 };
+        Ok(Self { tokens, reason, usage })
+    }
+}
+
+/// The tokens before the first stop text; a token that the stop text starts in keeps its beginning.
+fn until_stop(tokens: Vec<String>, stops: &[String]) -> (Vec<String>, bool) {
+    let text = tokens.concat();
+    let Some(end) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() else { return (tokens, false) };
+    let mut left = end;
+    let mut kept = Vec::new();
+    for mut token in tokens {
+        if left == 0 {
+            break;
+        }
+        token.truncate(left); // `find` gives a character's start, so the cut is between characters
+        left -= token.len();
+        kept.push(token);
+    }
+    (kept, true)
+}
+
+pub(super) async fn start(mock: &MockNeuron, request: GenerateRequest) -> Result<EventStream, HarnessError> {
+    if mock.state().slots.get(&request.model).is_some_and(|slot| slot.model.faults.hang_admission) {
+        std::future::pending::<()>().await;
+    }
+    let admitted = admit(mock, &request);
+    if admitted.is_err() {
+        mock.count(|counts| counts.refused += 1);
+    }
+    let (model, plan) = admitted?;
+    let running = Running { mock: mock.clone(), id: request.model.clone(), ended: false };
+    Ok(events(running, model, plan, request.logprobs))
+}
+
+fn admit(mock: &MockNeuron, request: &GenerateRequest) -> Result<(MockModel, Plan), HarnessError> {
+    let mut state = mock.state();
+    if state.requests.len() == REQUESTS_KEPT {
+        state.requests.pop_front();
+    }
+    state.requests.push_back(request.clone());
+    if !state.ready {
+        return Err(HarnessError::ShuttingDown);
+    }
+    let active: usize = state.slots.values().map(|slot| slot.active).sum();
+    let slot = state.serving(&request.model, Capability::Chat)?;
+    if let Some(retry_after_s) = slot.model.faults.overloaded {
+        return Err(HarnessError::Overloaded { message: "the mock was told so".into(), retry_after_s });
+    }
+    if active >= mock.node.active_max {
+        return Err(HarnessError::Overloaded { message: format!("all {} places are taken", mock.node.active_max), retry_after_s: 1 });
+    }
+    let plan = Plan::new(&slot.model, request)?;
+    slot.active += 1;
+    slot.prompt_tokens_total += u64::from(plan.usage.prompt_tokens);
+    mock.count(|counts| {
+        counts.generations += 1;
+        counts.active += 1;
+        counts.active_peak = counts.active_peak.max(counts.active);
+    });
+    Ok((slot.model.clone(), plan))
+}
+
+/// A place taken; given back when dropped, and counted as cancelled unless the end was reached.
+struct Running {
+    mock: MockNeuron,
+    id: ModelId,
+    ended: bool,
+}
+
+impl Running {
+    fn end(&mut self, change: impl FnOnce(&mut super::MockCounts)) {
+        self.ended = true;
+        self.mock.count(change);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(slot) = self.mock.state().slots.get_mut(&self.id) {
+            slot.active -= 1;
+        }
+        self.mock.count(|counts| {
+            counts.active -= 1;
+            counts.cancelled += usize::from(!self.ended);
+        });
+    }
+}
+
+/// `Started`, the tokens, `Finish`: a channel of one event, fed by the stream itself, so that nothing runs unless it is read.
+fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) -> EventStream {
+    let usage = plan.usage;
+    let started = GenerateEvent::Started { prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens };
+    let said: Vec<GenerateEvent> = plan.tokens.into_iter().enumerate().map(|(place, text)| text_event(text, place, logprobs)).collect();
+    let script: Vec<GenerateEvent> =
+        [started].into_iter().chain(said).chain([GenerateEvent::Finish { reason: plan.reason, usage }]).collect();
+    let model = Arc::new(model);
+    let unfolding = (Some(running), script.into_iter().enumerate());
+    futures::stream::unfold(unfolding, move |(running, mut script)| {
+        let model = Arc::clone(&model);
+        async move {
+            let mut running = running?;
+            let (place, event) = script.next()?;
+            if let Err(error) = wait(&running, &model, place).await {
+                running.end(|counts| counts.died += 1);
+                return Some((Err(error), (None, script)));
+            }
+            match event {
+                GenerateEvent::Finish { .. } => {
+                    running.end(|counts| counts.finished += 1);
+                    return Some((Ok(event), (None, script)));
+                }
+                GenerateEvent::Text { .. } => {
+                    running.mock.state().slots.get_mut(&running.id).into_iter().for_each(|slot| slot.generated_tokens_total += 1)
+                }
+                GenerateEvent::Started { .. } => {}
+            }
+            Some((Ok(event), (Some(running), script)))
+        }
+    })
+    .boxed()
+}
+
+fn text_event(text: String, place: usize, logprobs: Option<u8>) -> GenerateEvent {
+    let logprobs: Vec<TokenLogprob> = logprobs.map(|top| script::logprob(&text, place, top)).into_iter().collect();
+    GenerateEvent::Text { text, logprobs }
+}
+
+/// What happens before the event at `place` (0 is `Started`, then one per token).
+async fn wait(running: &Running, model: &MockModel, place: usize) -> Result<(), HarnessError> {
+    let Some(tokens) = place.checked_sub(1) else {
+        if model.faults.hang {
+            std::future::pending::<()>().await;
+        }
+        return Ok(pause(model.prefill_time).await);
+    };
+    if model.faults.die_after == Some(tokens) {
+        return Err(HarnessError::Internal("the mock was told to die".into()));
+    }
+    if model.faults.cut_after == Some(tokens) {
+        running.mock.cut_connections();
+        std::future::pending::<()>().await;
+    }
+    pause(model.token_time).await;
+    Ok(())
+}
+
+/// A sleep of zero would still wait for the clock's next tick.
+async fn pause(time: std::time::Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
+}

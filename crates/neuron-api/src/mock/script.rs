@@ -1,0 +1,85 @@
+//! What the mock says. Its tokenizer takes each character for a token.
+
+use cortex_core::harness::TokenChoice;
+use cortex_core::{ChatPrompt, Prompt, TokenLogprob};
+use serde_json::Value;
+
+/// What a mock model says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The text of the last message (or the prompt), word by word.
+    Echo,
+    /// These tokens.
+    Tokens(Vec<String>),
+}
+
+impl Answer {
+    /// The tokens of the answer to `prompt`.
+    pub(super) fn tokens(&self, prompt: &Prompt) -> Vec<String> {
+        match (self, prompt) {
+            (Self::Tokens(tokens), _) => tokens.clone(),
+            (Self::Echo, Prompt::Chat(chat)) => {
+                words(&chat.messages.last().map(|message| content_text(message.get("content"))).unwrap_or_default())
+            }
+            (Self::Echo, prompt) => words(&prompt_text(prompt)),
+        }
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_inclusive(' ').map(Into::into).collect()
+}
+
+/// What the mock's chat template makes of a prompt.
+pub(super) fn prompt_text(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Tokens(ids) => text_of(ids),
+        Prompt::Chat(chat) => chat_text(chat),
+    }
+}
+
+fn chat_text(chat: &ChatPrompt) -> String {
+    let role = |message: &serde_json::Map<String, Value>| message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let turn = |message| format!("{}: {}\n", role(message), content_text(message.get("content")));
+    let header = if chat.add_generation_prompt { "assistant: " } else { "" };
+    chat.messages.iter().map(turn).chain([header.to_owned()]).collect()
+}
+
+fn content_text(content: Option<&Value>) -> String {
+    match content {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => parts.iter().map(|part| part.get("text").and_then(Value::as_str).unwrap_or("<picture>")).collect(),
+        _ => String::new(),
+    }
+}
+
+pub(super) fn tokens(prompt: &Prompt) -> Vec<u32> {
+    match prompt {
+        Prompt::Tokens(ids) => ids.clone(),
+        prompt => prompt_text(prompt).chars().map(u32::from).collect(),
+    }
+}
+
+pub(super) fn text_of(ids: &[u32]) -> String {
+    ids.iter().map(|&id| char::from_u32(id).unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// The token at `place` of an answer, with `top` alternatives, itself first.
+pub(super) fn logprob(text: &str, place: usize, top: u8) -> TokenLogprob {
+    let choice = |rank: u8| {
+        let text = if rank == 0 { text.to_owned() } else { format!("{text}~{rank}") };
+        TokenChoice { id: place as u32, bytes: text.clone().into_bytes(), text, logprob: -0.25 - f32::from(rank) }
+    };
+    TokenLogprob { chosen: choice(0), top: (0..top).map(choice).collect() }
+}
+
+/// Four numbers of unit length that depend on the characters and their places.
+pub(super) fn vector(text: &str) -> Vec<f32> {
+    let mut vector = [1.0f32; 4];
+    for (place, character) in text.chars().enumerate() {
+        vector[(place + character as usize) % 4] += (character as u32 % 97) as f32 / 97.0;
+    }
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.iter().map(|x| x / length).collect()
+}

@@ -1,0 +1,127 @@
+//! Golden answers: what exactly goes over the wire, whole and streamed.
+
+use insta::assert_snapshot;
+use neuron_api::mock::{MockConfig, MockNeuron};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, hello, post, send, talker};
+
+async fn chat(fields: Value) -> Answer {
+    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    send(&talker(), post("/v1/chat/completions", body)).await
+}
+
+async fn complete(fields: Value) -> Answer {
+    let mut body = json!({"model": "m", "prompt": "Hi"});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    send(&talker(), post("/v1/completions", body)).await
+}
+
+#[tokio::test]
+async fn a_whole_chat_answer() {
+    assert_snapshot!(chat(json!({})).await.golden());
+}
+
+#[tokio::test]
+async fn a_streamed_chat_answer() {
+    let answer = chat(json!({"stream": true})).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    assert_snapshot!(answer.golden());
+}
+
+#[tokio::test]
+async fn a_streamed_chat_answer_with_usage_and_length() {
+    assert_snapshot!(chat(json!({"stream": true, "stream_options": {"include_usage": true}, "max_tokens": 2})).await.golden());
+}
+
+#[tokio::test]
+async fn a_whole_chat_answer_with_logprobs_of_two_choices() {
+    assert_snapshot!(chat(json!({"n": 2, "logprobs": true, "top_logprobs": 2, "max_tokens": 1})).await.golden());
+}
+
+#[tokio::test]
+async fn a_stop_text_ends_the_answer_and_is_not_in_it() {
+    let answer = chat(json!({"stop": ["rld"]})).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "Hello wo");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_whole_completion_with_logprobs() {
+    assert_snapshot!(complete(json!({"logprobs": 1})).await.golden());
+}
+
+#[tokio::test]
+async fn a_streamed_completion_with_logprobs_and_usage() {
+    assert_snapshot!(complete(json!({"logprobs": 0, "stream": true, "stream_options": {"include_usage": true}})).await.golden());
+}
+
+#[tokio::test]
+async fn each_prompt_has_its_choices_and_counts_once() {
+    let mut model = hello();
+    model.answer = neuron_api::mock::Answer::Echo;
+    let mock = MockNeuron::new(MockConfig::new([model]));
+    let body = json!({"model": "m", "prompt": ["a", [98, 98]], "n": 2});
+    let answer = send(&mock, post("/v1/completions", body)).await.json();
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<_> = choices.iter().map(|choice| (choice["index"].as_u64().unwrap(), choice["text"].as_str().unwrap())).collect();
+    assert_eq!(texts, [(0, "a"), (1, "a"), (2, "bb"), (3, "bb")]);
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(3), &json!(4)));
+}
+
+#[tokio::test]
+async fn streamed_chunks_fold_into_the_whole_answer() {
+    for fields in [json!({}), json!({"n": 3}), json!({"n": 2, "logprobs": true, "top_logprobs": 1}), json!({"max_tokens": 1})] {
+        let whole = chat(fields.clone()).await;
+        let mut streaming = fields;
+        streaming
+            .as_object_mut()
+            .unwrap()
+            .extend([("stream".into(), json!(true)), ("stream_options".into(), json!({"include_usage": true}))]);
+        let streamed = chat(streaming).await;
+        let mut fold = cortex_core::openai::ChatFold::default();
+        let mut parser = cortex_core::sse::SseParser::new(1 << 20);
+        parser
+            .push(streamed.golden().as_bytes(), |event| {
+                if event.data != "[DONE]" {
+                    fold.push(serde_json::from_str(&event.data).unwrap());
+                }
+            })
+            .unwrap();
+        let whole: cortex_core::openai::ChatCompletion = serde_json::from_str(&whole.golden()).unwrap();
+        assert_eq!(fold.finish(), Some(whole));
+    }
+}
+
+#[tokio::test]
+async fn the_request_id_is_taken_or_drawn() {
+    let answer = chat(json!({})).await;
+    assert_eq!(answer.header("x-request-id"), Some("r-1"));
+    assert_eq!(answer.json()["id"], "chatcmpl-r-1");
+    for bad in ["", "two words", &"x".repeat(129)] {
+        let mut request = post("/v1/completions", json!({"model": "m", "prompt": "Hi"}));
+        request.headers_mut().insert("x-request-id", bad.parse().unwrap());
+        let answer = send(&talker(), request).await;
+        let drawn = answer.header("x-request-id").unwrap();
+        assert_eq!(drawn.len(), 32, "{drawn}");
+        assert_eq!(answer.json()["id"], format!("cmpl-{drawn}"));
+    }
+}
+
+#[tokio::test]
+async fn usage_is_in_a_header_or_a_trailer_for_those_who_take_trailers() {
+    for stream in [false, true] {
+        for te in [None, Some("trailers"), Some("gzip, Trailers")] {
+            let mut request = post("/v1/completions", json!({"model": "m", "prompt": "Hi", "stream": stream, "n": 2}));
+            if let Some(te) = te {
+                request.headers_mut().insert("te", te.parse().unwrap());
+            }
+            let answer = send(&talker(), request).await;
+            let place = if stream { answer.trailers.as_ref() } else { Some(&answer.headers) };
+            let usage = place.and_then(|headers| headers.get("x-neuron-usage")).map(|value| value.to_str().unwrap());
+            assert_eq!(usage, te.map(|_| "prompt=2;cached=0;completion=6"), "stream {stream}, te {te:?}");
+            assert_eq!(answer.header("trailer"), if stream { te.map(|_| "x-neuron-usage") } else { None });
+        }
+    }
+}
