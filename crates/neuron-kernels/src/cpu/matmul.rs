@@ -1,0 +1,314 @@
+//! `x · wᵀ` for rows that lie along the inner dimension, as activations and checkpoint weights do.
+//!
+//! The product of one row with one output is eight running sums, one a lane, over the inner dimension from its start to its end,
+//! then the tree of [`Lanes::sum`]. Nothing else decides the result: the few-rows form below and the packed form agree bit for
+//! bit, however the work is cut.
+
+use super::PARALLEL_WORK_MIN;
+use super::element::Element;
+use super::lanes::{Kernel, LANES, Lanes, dispatch};
+use super::pack::{BLOCK_VECTORS, PackTile, Packed, Step};
+use rayon::prelude::*;
+
+/// Rows and outputs of a packed tile: twelve sums, three weights and one activation fill sixteen registers.
+const TILE_ROWS: usize = 4;
+const TILE_OUTPUTS: usize = 3;
+/// Up to this many rows the weights are read once, where they lie.
+const FEW_ROWS: usize = TILE_ROWS;
+/// Outputs of one task; its weights of one block, widened, fill a fifth of the second cache.
+const TASK_OUTPUTS: usize = 16 * TILE_OUTPUTS;
+/// Row tiles done before the task's weights are packed again.
+const ROW_TILES: usize = 16;
+
+/// The sizes of a product: `x` is `[rows, k]`, `w` is `[outputs, k]`, the result `[rows, outputs]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Dims {
+    pub(crate) rows: usize,
+    pub(crate) outputs: usize,
+    pub(crate) k: usize,
+}
+
+/// Writes `x · wᵀ` to `out`.
+pub(crate) fn matmul_nt<T: Element>(x: &[f32], w: &[T], dims: Dims, out: &mut [f32]) {
+    let Dims { rows, outputs, k } = dims;
+    if rows == 0 || outputs == 0 {
+        return;
+    }
+    if k == 0 {
+        out.fill(0.0);
+        return;
+    }
+    let parallel = rows * outputs * k >= PARALLEL_WORK_MIN && rayon::current_num_threads() > 1;
+    let packed = (rows > FEW_ROWS).then(|| Packed::new(x, rows, k, parallel));
+    let compute = |first: usize, out: &mut [f32]| {
+        let outputs = out.len() / rows;
+        let w = &w[first * k..(first + outputs) * k];
+        match &packed {
+            Some(x) => dispatch(ManyRows { x, w, rows, k, out }),
+            None => dispatch(FewRows { x, w, rows, k, out }),
+        }
+    };
+    if !parallel {
+        return compute(0, out);
+    }
+    let chunk = outputs_of_a_task(outputs, packed.is_some());
+    if rows == 1 {
+        out.par_chunks_mut(chunk).enumerate().for_each(|(i, out)| compute(i * chunk, out));
+    } else {
+        // Each task fills a block of its own, and the blocks are then laid side by side.
+        let mut blocks = vec![0.0; rows * outputs];
+        blocks.par_chunks_mut(rows * chunk).enumerate().for_each(|(i, block)| compute(i * chunk, block));
+        out.par_chunks_mut(outputs).with_min_len(16).enumerate().for_each(|(row, out)| {
+            for (block, out) in blocks.chunks(rows * chunk).zip(out.chunks_mut(chunk)) {
+                out.copy_from_slice(&block[row * out.len()..][..out.len()]);
+            }
+        });
+    }
+}
+
+fn outputs_of_a_task(outputs: usize, packed: bool) -> usize {
+    let share = outputs.div_ceil(4 * rayon::current_num_threads());
+    let (unit, max) = if packed { (TILE_OUTPUTS, TASK_OUTPUTS) } else { (LANES, usize::MAX) };
+    share.next_multiple_of(unit).min(max)
+}
+
+/// The products of `R` rows with `N` outputs.
+#[inline(always)]
+pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: L, x: [&[f32]; R], w: [&[T]; N]) -> [[f32; N]; R] {
+    let k = x[0].len();
+    let whole = k / LANES;
+    let xs = x.map(|x| &x.as_chunks::<LANES>().0[..whole]);
+    let ws = w.map(|w| &w.as_chunks::<LANES>().0[..whole]);
+    let mut sums = [[lanes.splat(0.0); N]; R];
+    for i in 0..whole {
+        let xs: [L::V; R] = std::array::from_fn(|r| lanes.load(&xs[r][i]));
+        for n in 0..N {
+            let w = T::load(lanes, &ws[n][i]);
+            for r in 0..R {
+                sums[r][n] = lanes.mul_add(xs[r], w, sums[r][n]);
+            }
+        }
+    }
+    if whole * LANES < k {
+        let xs = x.map(|x| f32::load_part(lanes, &x[whole * LANES..]));
+        for n in 0..N {
+            let w = T::load_part(lanes, &w[n][whole * LANES..k]);
+            for r in 0..R {
+                sums[r][n] = lanes.mul_add(xs[r], w, sums[r][n]);
+            }
+        }
+    }
+    sums.map(|row| row.map(|sum| lanes.sum(sum)))
+}
+
+/// Up to four rows against weights as they lie.
+struct FewRows<'a, T> {
+    x: &'a [f32],
+    w: &'a [T],
+    rows: usize,
+    k: usize,
+    out: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for FewRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        match self.rows {
+            1 => self.stream::<L, 1, 8>(lanes),
+            2 => self.stream::<L, 2, 6>(lanes),
+            3 => self.stream::<L, 3, 4>(lanes),
+            _ => self.stream::<L, 4, 3>(lanes),
+        }
+    }
+}
+
+impl<T: Element> FewRows<'_, T> {
+    #[inline(always)]
+    fn stream<L: Lanes, const R: usize, const N: usize>(self, lanes: L) {
+        let k = self.k;
+        let outputs = self.out.len() / R;
+        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[r * k..(r + 1) * k]);
+        let row = |n: usize| &self.w[n * k..(n + 1) * k];
+        let mut n = 0;
+        while n + N <= outputs {
+            let tile = dots::<L, T, R, N>(lanes, x, std::array::from_fn(|i| row(n + i)));
+            for (r, tile) in tile.iter().enumerate() {
+                self.out[r * outputs + n..][..N].copy_from_slice(tile);
+            }
+            n += N;
+        }
+        for n in n..outputs {
+            let tile = dots::<L, T, R, 1>(lanes, x, [row(n)]);
+            for (r, tile) in tile.iter().enumerate() {
+                self.out[r * outputs + n] = tile[0];
+            }
+        }
+    }
+}
+
+/// Many packed rows against the weights of one task, which are packed block by block.
+struct ManyRows<'a, T> {
+    x: &'a Packed<TILE_ROWS>,
+    w: &'a [T],
+    rows: usize,
+    k: usize,
+    out: &'a mut [f32],
+}
+
+/// The sums of one tile, kept between blocks.
+type Sums = [[[f32; LANES]; TILE_OUTPUTS]; TILE_ROWS];
+
+impl<T: Element> Kernel for ManyRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let vectors = self.k.div_ceil(LANES);
+        let output_tiles = (self.out.len() / self.rows).div_ceil(TILE_OUTPUTS);
+        let row_tiles = ROW_TILES.min(self.x.tiles());
+        let mut weights = vec![[[0.0; LANES]; TILE_OUTPUTS]; output_tiles * vectors.min(BLOCK_VECTORS)];
+        let mut sums = vec![[[[0.0; LANES]; TILE_OUTPUTS]; TILE_ROWS]; output_tiles * row_tiles];
+        for first in (0..self.x.tiles()).step_by(ROW_TILES) {
+            let row_tiles = first..self.x.tiles().min(first + ROW_TILES);
+            for start in (0..vectors).step_by(BLOCK_VECTORS) {
+                let len = BLOCK_VECTORS.min(vectors - start);
+                let weights = &mut weights[..output_tiles * len];
+                // The weights of a single block stay packed for all rows.
+                if vectors > BLOCK_VECTORS || first == 0 {
+                    pack_outputs(lanes, self.w, self.k, start, len, weights);
+                }
+                let mut held = sums.iter_mut();
+                for (n, weights) in weights.chunks_exact(len).enumerate() {
+                    for (m, held) in row_tiles.clone().zip(&mut held) {
+                        let from = if start == 0 { zeros() } else { *held };
+                        *held = add_tile(lanes, self.x.tile(start, m), weights, from);
+                        if start + len == vectors {
+                            finish(lanes, held, self.rows, m * TILE_ROWS, n * TILE_OUTPUTS, self.out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn zeros() -> Sums {
+    [[[0.0; LANES]; TILE_OUTPUTS]; TILE_ROWS]
+}
+
+/// Packs the block of `len` vectors from `start` on, of all outputs of a task.
+#[inline(always)]
+fn pack_outputs<L: Lanes, T: Element>(lanes: L, w: &[T], k: usize, start: usize, len: usize, tiles: &mut [Step<TILE_OUTPUTS>]) {
+    for (rows, steps) in w.chunks(TILE_OUTPUTS * k).zip(tiles.chunks_exact_mut(len)) {
+        PackTile { rows, k, start: start * LANES, steps }.run(lanes);
+    }
+}
+
+/// Adds the products of one block to the sums of a tile.
+#[inline(always)]
+fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>], sums: Sums) -> Sums {
+    let mut sums = sums.map(|row| row.map(|sum| lanes.load(&sum)));
+    for (x, w) in x.iter().zip(w) {
+        let w: [L::V; TILE_OUTPUTS] = std::array::from_fn(|n| lanes.load(&w[n]));
+        for r in 0..TILE_ROWS {
+            let x = lanes.load(&x[r]);
+            for n in 0..TILE_OUTPUTS {
+                sums[r][n] = lanes.mul_add(x, w[n], sums[r][n]);
+            }
+        }
+    }
+    sums.map(|row| row.map(|sum| lanes.store(sum)))
+}
+
+/// Writes what of a finished tile lies inside the `[rows, outputs]` result.
+#[inline(always)]
+fn finish<L: Lanes>(lanes: L, sums: &Sums, rows: usize, row: usize, output: usize, out: &mut [f32]) {
+    let outputs = out.len() / rows;
+    let width = TILE_OUTPUTS.min(outputs - output);
+    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(outputs).skip(row)) {
+        for (sum, out) in sums.iter().zip(&mut out[output..output + width]) {
+            *out = lanes.sum(lanes.load(sum));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state as f32 / u32::MAX as f32) * 2.0 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn product<T: Element>(x: &[f32], w: &[T], dims: Dims) -> Vec<f32> {
+        let mut out = vec![f32::NAN; dims.rows * dims.outputs];
+        matmul_nt(x, w, dims, &mut out);
+        out
+    }
+
+    fn one_row_at_a_time<T: Element>(x: &[f32], w: &[T], dims: Dims) -> Vec<f32> {
+        let dims_of_one = Dims { rows: 1, ..dims };
+        x.chunks(dims.k).flat_map(|row| product(row, w, dims_of_one)).collect()
+    }
+
+    fn check<T: Element>(dims: Dims) {
+        let Dims { rows, outputs, k } = dims;
+        let x = noise(rows * k, 1);
+        let w: Vec<T> = noise(outputs * k, 2).into_iter().map(T::narrow).collect();
+        let got = product(&x, &w, dims);
+        assert_eq!(got, one_row_at_a_time(&x, &w, dims), "{rows} rows differ from one, [{outputs}, {k}]");
+        for (row, got) in got.chunks(outputs).enumerate() {
+            for (output, got) in got.iter().enumerate() {
+                let want: f64 = (0..k).map(|i| f64::from(x[row * k + i]) * f64::from(w[output * k + i].widen())).sum();
+                assert!((f64::from(*got) - want).abs() <= 1e-6 * k as f64, "[{rows}, {outputs}, {k}]: {got} for {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_in_any_company_and_the_right_value() {
+        let row_counts = [1, 2, 3, 4, 5, 7, 8, 13, 64, 67, 130];
+        let shapes = [(1, 1), (1, 9), (3, 8), (5, 17), (49, 24), (97, 515), (50, 1030), (130, 1536)];
+        for rows in row_counts {
+            for (outputs, k) in shapes {
+                let dims = Dims { rows, outputs, k };
+                check::<f32>(dims);
+                check::<bf16>(dims);
+                check::<f16>(dims);
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        for rows in [1, 3, 70] {
+            let dims = Dims { rows, outputs: 301, k: 700 };
+            let (x, w) = (noise(rows * 700, 3), noise(301 * 700, 4));
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool");
+                pool.install(|| product(&x, &w, dims))
+            };
+            let one = with(1);
+            for threads in [2, 3, 8] {
+                assert_eq!(one, with(threads), "{threads} threads, {rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn empty_products_are_empty_or_zero() {
+        assert!(product::<f32>(&[], &noise(6, 1), Dims { rows: 0, outputs: 2, k: 3 }).is_empty());
+        assert!(product::<f32>(&noise(6, 1), &[], Dims { rows: 2, outputs: 0, k: 3 }).is_empty());
+        assert_eq!(product::<f32>(&[], &[], Dims { rows: 2, outputs: 2, k: 0 }), [0.0; 4]);
+    }
+}

@@ -1,0 +1,14 @@
+//! One op per file: its function, its candle op, its plain form, and the test that holds them together.
+
+pub(crate) mod add_rms_norm;
+pub(crate) mod embedding;
+pub(crate) mod gelu;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod moe_experts;
+pub(crate) mod paged_attention;
+pub(crate) mod rms_norm;
+pub(crate) mod rotary;
+pub(crate) mod segment_attention;
+pub(crate) mod silu_mul;
+pub(crate) mod write_kv;
