@@ -1,5 +1,14 @@
 //! Architectures. One file each, one line in the registry.
 
+pub mod bert;
+pub mod config;
+pub mod decoder;
+pub mod llama;
+pub mod qwen3;
+pub mod qwen3_moe;
+pub mod qwen3_vl;
+pub mod registry;
+
 use candle_core::{Result, Tensor};
 use neuron_kernels::PagedBatch;
 
@@ -30,4 +39,17 @@ pub struct ModelInput {
     pub paged: PagedBatch,
     /// The rows that need logits, `[R]` u32.
     pub logit_rows: Tensor,
+    /// What the vision tower saw, where this step has image tokens.
+    pub visual: Option<Visual>,
+}
+
+/// The N image tokens of one step, as the vision tower sees them.
+#[derive(Clone, Debug)]
+pub struct Visual {
+    /// Their rows in the step, `[N]` u32.
+    pub rows: Tensor,
+    /// What stands in for their embeddings, `[N, hidden]`.
+    pub features: Tensor,
+    /// What is added to them after each of the first layers, `[N, hidden]` each.
+    pub deepstack: Vec<Tensor>,
 }

@@ -1,0 +1,139 @@
+//! Products with weight matrices, whole or split over the ranks.
+
+use std::ops::Range;
+
+use candle_core::{Result, Tensor};
+
+use super::ranks::Ranks;
+use crate::error::LoadError;
+use crate::weights::{Part, Weights};
+
+/// y = x Wᵀ + b with W `[out, in]`; the same on every rank.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// The rows of one named projection that this rank computes.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    /// The projection, under the weights' prefix (`q_proj`).
+    pub name: &'a str,
+    /// Rows of the whole projection.
+    pub out: usize,
+    /// The rows wanted.
+    pub range: Range<usize>,
+}
+
+/// Each rank computes a part of the outputs and keeps it. Several projections of the same input are merged into one product.
+#[derive(Debug)]
+pub struct ColumnParallelLinear(Linear);
+
+/// Each rank holds a part of the inputs; the sum over the ranks is the output.
+#[derive(Debug)]
+pub struct RowParallelLinear {
+    partial: Linear,
+    bias: Option<Tensor>,
+    ranks: Ranks,
+}
+
+/// Logits over the whole vocabulary, each rank computing its part of it.
+#[derive(Debug)]
+pub struct LmHead {
+    part: Linear,
+    ranks: Ranks,
+}
+
+impl Linear {
+    /// `weight` and, if asked for, `bias` under the weights' prefix.
+    pub fn load(weights: &Weights, out: usize, input: usize, bias: bool) -> std::result::Result<Self, LoadError> {
+        let weight = weights.get(&[out, input], "weight")?;
+        let bias = if bias { Some(weights.vector(out, "bias")?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    /// The rows of several projections on top of each other, so that one product computes them all.
+    pub fn stacked(weights: &Weights, rows: &[Rows], input: usize, bias: bool) -> std::result::Result<Self, LoadError> {
+        let part = |r: &Rows| Part::slice(format!("{}.weight", r.name), &[r.out, input], 0, r.range.clone());
+        let weight = weights.stack(&rows.iter().map(part).collect::<Vec<_>>())?;
+        let part = |r: &Rows| Part::slice(format!("{}.bias", r.name), &[r.out], 0, r.range.clone());
+        let bias = if bias { Some(weights.stack_vectors(&rows.iter().map(part).collect::<Vec<_>>())?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    /// A product with a matrix already at hand, such as a tied embedding.
+    pub fn from_weight(weight: Tensor) -> Self {
+        Self { weight, bias: None }
+    }
+
+    /// `[T, in]` to `[T, out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        neuron_kernels::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// All rows.
+    pub fn all(name: &'a str, out: usize) -> Self {
+        Self { name, out, range: 0..out }
+    }
+}
+
+impl ColumnParallelLinear {
+    /// This rank's `rows` of each projection.
+    pub fn load(weights: &Weights, rows: &[Rows], input: usize, bias: bool) -> std::result::Result<Self, LoadError> {
+        Ok(Self(Linear::stacked(weights, rows, input, bias)?))
+    }
+
+    /// `[T, in]` to `[T, this rank's rows]`, projection after projection.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.forward(x)
+    }
+}
+
+impl RowParallelLinear {
+    /// `columns` are the inputs that this rank has, of `input` in all.
+    pub fn load(
+        weights: &Weights,
+        out: usize,
+        input: usize,
+        columns: Range<usize>,
+        bias: bool,
+        ranks: &Ranks,
+    ) -> std::result::Result<Self, LoadError> {
+        let weight = weights.stack(&[Part::slice("weight", &[out, input], 1, columns)])?;
+        let bias = if bias { Some(weights.vector(out, "bias")?) } else { None };
+        Ok(Self { partial: Linear::from_weight(weight), bias, ranks: ranks.clone() })
+    }
+
+    /// `[T, this rank's inputs]` to `[T, out]`, the same on every rank. The bias joins once, after the sum.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let sum = self.ranks.comm.all_reduce_sum(self.partial.forward(x)?)?;
+        match &self.bias {
+            Some(bias) => sum.broadcast_add(bias),
+            None => Ok(sum),
+        }
+    }
+}
+
+impl LmHead {
+    /// A head with weights of its own.
+    pub fn load(weights: &Weights, vocab: usize, hidden: usize, ranks: &Ranks) -> std::result::Result<Self, LoadError> {
+        let range = ranks.share(vocab, "vocab_size")?;
+        let weight = weights.stack(&[Part::slice("weight", &[vocab, hidden], 0, range)])?;
+        Ok(Self { part: Linear::from_weight(weight), ranks: ranks.clone() })
+    }
+
+    /// The embedding `table` `[vocab, hidden]` used a second time; no copy is made.
+    pub fn tied(table: &Tensor, ranks: &Ranks) -> std::result::Result<Self, LoadError> {
+        let range = ranks.share(table.dim(0)?, "vocab_size")?;
+        let weight = table.narrow(0, range.start, range.len())?;
+        Ok(Self { part: Linear::from_weight(weight), ranks: ranks.clone() })
+    }
+
+    /// `[R, hidden]` to `[R, vocab]`, f32.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.ranks.comm.all_gather(self.part.forward(x)?, 1)?.to_dtype(candle_core::DType::F32)
+    }
+}

@@ -1,0 +1,317 @@
+//! BERT as sentence-transformers uses it: a bidirectional encoder whose rows are pooled into one vector per text.
+
+use std::path::Path;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+
+use super::Encoder;
+use super::config::fields::Fields;
+use super::config::{ModelConfig, Network};
+use super::registry::Source;
+use crate::error::LoadError;
+use crate::layers::embedding::Embedding;
+use crate::layers::layer_norm::LayerNorm;
+use crate::layers::linear::{Linear, Rows};
+use crate::weights::Weights;
+
+type Loaded<T> = std::result::Result<T, LoadError>;
+
+/// The sizes of the encoder, and how its rows become one vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// V, rows of the word embedding.
+    pub vocab_size: usize,
+    /// Rows of the position embedding.
+    pub positions: usize,
+    /// Rows of the token-type embedding.
+    pub token_types: usize,
+    /// H, width of the rows.
+    pub hidden_size: usize,
+    /// I, width inside the feed-forward block.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// The feed-forward block's activation.
+    pub activation: Activation,
+    /// What LayerNorm adds to the variance.
+    pub layer_norm_eps: f32,
+    /// How rows become a vector.
+    pub pooling: Pooling,
+    /// Whether vectors are scaled to length one.
+    pub normalise: bool,
+}
+
+/// The two forms of GELU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// With the error function.
+    GeluErf,
+    /// With its tanh approximation.
+    GeluTanh,
+}
+
+/// How a text's rows become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// The first row.
+    Cls,
+}
+
+/// Reads a BERT `config.json` and the sentence-transformers files beside it.
+pub fn config(source: &Source) -> Loaded<ModelConfig> {
+    let fields = &source.fields;
+    let (pooling, normalise) = pooling(source.folder)?;
+    let config = Config {
+        vocab_size: fields.size("vocab_size")?,
+        positions: fields.size("max_position_embeddings")?,
+        token_types: fields.size_or("type_vocab_size", 2)?,
+        hidden_size: fields.size("hidden_size")?,
+        intermediate_size: fields.size("intermediate_size")?,
+        layers: fields.size("num_hidden_layers")?,
+        heads: fields.size("num_attention_heads")?,
+        activation: activation(fields)?,
+        layer_norm_eps: fields.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32,
+        pooling,
+        normalise,
+    };
+    if !config.hidden_size.is_multiple_of(config.heads) {
+        let what = format!("must be a multiple of num_attention_heads ({}), but is {}", config.heads, config.hidden_size);
+        return Err(fields.error("hidden_size", what));
+    }
+    let position_kind = fields.optional_text("position_embedding_type")?.unwrap_or_else(|| "absolute".into());
+    if position_kind != "absolute" {
+        return Err(fields.unsupported("position_embedding_type", position_kind, "only `absolute` can be served"));
+    }
+    let sentence = Fields::read_if_present(&source.folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    Ok(ModelConfig {
+        architecture: source.architecture,
+        context_len_max: sentence.size_or("max_seq_length", config.positions)?.min(config.positions),
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        network: Network::Bert(config),
+        vision: None,
+    })
+}
+
+fn activation(fields: &Fields) -> Loaded<Activation> {
+    let name = fields.optional_text("hidden_act")?.unwrap_or_else(|| "gelu".into());
+    match name.as_str() {
+        "gelu" => Ok(Activation::GeluErf),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        _ => Err(fields.unsupported("hidden_act", name, "only `gelu`, `gelu_new` and `gelu_pytorch_tanh` can be served")),
+    }
+}
+
+/// One step of a sentence-transformers pipeline.
+#[derive(serde::Deserialize)]
+struct Module {
+    path: String,
+    r#type: String,
+}
+
+/// Pooling and normalising as `modules.json` lists them; a folder without it means the mean, as sentence-transformers takes it.
+fn pooling(folder: &Path) -> Loaded<(Pooling, bool)> {
+    let file = folder.join("modules.json");
+    if !file.exists() {
+        return Ok((Pooling::Mean, false));
+    }
+    let text = std::fs::read(&file).map_err(|source| LoadError::Unreadable { file: file.clone(), source })?;
+    let modules: Vec<Module> =
+        serde_json::from_slice(&text).map_err(|error| LoadError::Malformed { file: file.clone(), what: error.to_string() })?;
+    let (mut pooling, mut normalise) = (Pooling::Mean, false);
+    for module in modules {
+        match module.r#type.rsplit('.').next() {
+            Some("Transformer") => {}
+            Some("Pooling") => pooling = pooling_mode(&folder.join(&module.path).join("config.json"))?,
+            Some("Normalize") => normalise = true,
+            _ => return Err(LoadError::Unsupported(format!("the module `{}` in `{}`", module.r#type, file.display()))),
+        }
+    }
+    Ok((pooling, normalise))
+}
+
+fn pooling_mode(file: &Path) -> Loaded<Pooling> {
+    let fields = Fields::read(file, "modules.json names it; download the model again")?;
+    let on = |mode: &str| fields.flag_or(mode, false);
+    let others =
+        ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"];
+    let others = others.into_iter().map(on).collect::<Loaded<Vec<_>>>()?.contains(&true);
+    match (fields.optional_text("pooling_mode")?.as_deref(), on("pooling_mode_mean_tokens")?, on("pooling_mode_cls_token")?, others) {
+        (Some("mean"), ..) | (None, true, false, false) => Ok(Pooling::Mean),
+        (Some("cls"), ..) | (None, false, true, false) => Ok(Pooling::Cls),
+        _ => Err(LoadError::Unsupported(format!("the pooling that `{}` asks for; only mean or cls, one of them", file.display()))),
+    }
+}
+
+#[derive(Debug)]
+struct Embeddings {
+    word: Embedding,     // [V, H]
+    position: Embedding, // [positions, H]
+    token_type: Tensor,  // [H]: all tokens are of the first type
+    norm: LayerNorm,
+}
+
+impl Embeddings {
+    fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
+        let types = weights.pp("token_type_embeddings").get(&[config.token_types, config.hidden_size], "weight")?;
+        Ok(Self {
+            word: Embedding::load(&weights.pp("word_embeddings"), config.vocab_size, config.hidden_size)?,
+            position: Embedding::load(&weights.pp("position_embeddings"), config.positions, config.hidden_size)?,
+            token_type: types.get(0)?.to_dtype(weights.activations())?,
+            norm: LayerNorm::load(&weights.pp("LayerNorm"), config.hidden_size, config.layer_norm_eps)?,
+        })
+    }
+
+    /// `[T]` ids and `[T]` positions to `[T, H]`.
+    fn forward(&self, ids: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let typed = self.word.forward(ids)?.broadcast_add(&self.token_type)?;
+        self.norm.forward(&(typed + self.position.forward(positions)?)?)
+    }
+}
+
+#[derive(Debug)]
+struct Attention {
+    qkv: Linear, // [3 H, H]
+    output: Linear,
+    norm: LayerNorm,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
+        let hidden = config.hidden_size;
+        let rows = ["query", "key", "value"].map(|name| Rows::all(name, hidden));
+        let output = weights.pp("output");
+        Ok(Self {
+            qkv: Linear::stacked(&weights.pp("self"), &rows, hidden, true)?,
+            output: Linear::load(&output.pp("dense"), hidden, hidden, true)?,
+            norm: LayerNorm::load(&output.pp("LayerNorm"), hidden, config.layer_norm_eps)?,
+            heads: config.heads,
+        })
+    }
+
+    /// `[T, H]` to `[T, H]`; each row sees all of its own text.
+    fn forward(&self, x: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+        let (tokens, hidden) = x.dims2()?;
+        let dim = hidden / self.heads;
+        let qkv = self.qkv.forward(x)?;
+        let part = |i: usize| qkv.narrow(1, i * hidden, hidden)?.contiguous()?.reshape((tokens, self.heads, dim));
+        let mixed = neuron_kernels::segment_attention(&part(0)?, &part(1)?, &part(2)?, segment_lens, (dim as f32).powf(-0.5))?;
+        self.norm.forward(&(self.output.forward(&mixed.flatten_from(1)?)? + x)?)
+    }
+}
+
+#[derive(Debug)]
+struct Mlp {
+    intermediate: Linear, // [I, H]
+    output: Linear,       // [H, I]
+    norm: LayerNorm,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let output = weights.pp("output");
+        Ok(Self {
+            intermediate: Linear::load(&weights.pp("intermediate").pp("dense"), inner, hidden, true)?,
+            output: Linear::load(&output.pp("dense"), hidden, inner, true)?,
+            norm: LayerNorm::load(&output.pp("LayerNorm"), hidden, config.layer_norm_eps)?,
+            activation: config.activation,
+        })
+    }
+
+    /// `[T, H]` to `[T, H]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = self.activation.forward(&self.intermediate.forward(x)?)?;
+        self.norm.forward(&(self.output.forward(&inner)? + x)?)
+    }
+}
+
+impl Activation {
+    fn forward(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::GeluErf => neuron_kernels::gelu_erf(x),
+            Self::GeluTanh => neuron_kernels::gelu_tanh(x),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct EncoderLayer {
+    attention: Attention,
+    mlp: Mlp,
+}
+
+impl EncoderLayer {
+    fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
+        Ok(Self { attention: Attention::load(config, &weights.pp("attention"))?, mlp: Mlp::load(config, weights)? })
+    }
+
+    /// `[T, H]` to `[T, H]`.
+    fn forward(&self, x: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+        self.mlp.forward(&self.attention.forward(x, segment_lens)?)
+    }
+}
+
+/// The encoder with its pooling; whole on every rank, as these models are small.
+#[derive(Debug)]
+pub struct Model {
+    embeddings: Embeddings,
+    layers: Vec<EncoderLayer>,
+    config: Config,
+    device: Device,
+}
+
+impl Model {
+    /// The tensors lie at the top, or under `bert` where the checkpoint was saved with a head.
+    pub fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
+        let weights = if weights.contains("bert.embeddings.word_embeddings.weight") { weights.pp("bert") } else { weights.clone() };
+        let layers = weights.pp("encoder.layer");
+        Ok(Self {
+            embeddings: Embeddings::load(config, &weights.pp("embeddings"))?,
+            layers: (0..config.layers).map(|i| EncoderLayer::load(config, &layers.pp(i))).collect::<Loaded<_>>()?,
+            config: config.clone(),
+            device: weights.device().clone(),
+        })
+    }
+
+    /// The last layer's rows, `[T, H]`.
+    fn forward(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+        let positions: Vec<u32> = segment_lens.iter().flat_map(|len| 0..*len as u32).collect();
+        let positions = Tensor::new(positions, &self.device)?;
+        let embedded = self.embeddings.forward(ids, &positions)?;
+        self.layers.iter().try_fold(embedded, |x, layer| layer.forward(&x, segment_lens))
+    }
+
+    /// A text's rows `[len, H]` to its vector `[1, H]`.
+    fn pool(&self, rows: &Tensor) -> Result<Tensor> {
+        match self.config.pooling {
+            Pooling::Mean => rows.mean_keepdim(0),
+            Pooling::Cls => rows.narrow(0, 0, 1),
+        }
+    }
+}
+
+impl Encoder for Model {
+    fn encode(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+        if let Some(len) = segment_lens.iter().find(|len| **len == 0 || **len > self.config.positions) {
+            candle_core::bail!("a text of {len} tokens; this model takes 1 to {}", self.config.positions);
+        }
+        let x = self.forward(ids, segment_lens)?.to_dtype(DType::F32)?;
+        let starts = segment_lens.iter().scan(0, |next, len| Some(std::mem::replace(next, *next + len)));
+        let pooled = starts.zip(segment_lens).map(|(start, len)| self.pool(&x.narrow(0, start, *len)?)).collect::<Result<Vec<_>>>()?;
+        let pooled = Tensor::cat(&pooled, 0)?; // [S, H]
+        if self.config.normalise { normalise(&pooled) } else { Ok(pooled) }
+    }
+}
+
+/// Rows scaled to length one; a row of zeros stays.
+fn normalise(rows: &Tensor) -> Result<Tensor> {
+    let lengths = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
+    rows.broadcast_div(&lengths)
+}
