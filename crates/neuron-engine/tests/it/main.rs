@@ -1,1 +1,9 @@
 //! All tests of this crate, one module per behaviour.
+
+mod checkpoints;
+mod fixtures;
+mod model_config;
+mod parity;
+mod parity_driver;
+mod parity_equal;
+mod weights;
