@@ -239,7 +239,6 @@ impl Scheduler {
         let Some(entry) = self.entries.get_mut(&place.id) else { return };
         self.blocks.release(&std::mem::take(&mut entry.sequence.blocks));
         entry.sequence.computed = 0;
-        entry.published = 0;
         entry.sequence.status = SequenceStatus::Preempted;
     }
 

@@ -6,4 +6,5 @@ mod model_config;
 mod parity;
 mod parity_driver;
 mod parity_equal;
+mod scheduling;
 mod weights;

@@ -1,0 +1,123 @@
+//! From a planned step to the data that a device executes.
+
+use std::sync::Arc;
+
+use cortex_core::{SamplingParams, SamplingRequest};
+use neuron_engine::batch::{Batch, ImagePart};
+use neuron_engine::cache::block_manager::BlockManager;
+use neuron_engine::scheduler::{Limits, Scheduler};
+use neuron_engine::sequence::{ImageSpan, Sequence, SequenceId};
+use neuron_kernels::PagedBatch;
+
+fn scheduler(step_tokens_max: usize) -> Scheduler {
+    Scheduler::new(Limits { step_tokens_max, running_max: 8, waiting_max: 8 }, BlockManager::new(16, 4, true))
+}
+
+fn next(scheduler: &mut Scheduler) -> Batch {
+    let step = scheduler.schedule();
+    Batch::new(&step, scheduler)
+}
+
+/// Books all of `batch`; every sequence that samples draws `token`.
+fn commit(scheduler: &mut Scheduler, batch: &Batch, token: u32) {
+    for share in &batch.sequences {
+        scheduler.commit(share.id, share.tokens.len(), share.sample.as_ref().map(|_| token));
+    }
+}
+
+fn text(id: u64, tokens: std::ops::Range<u32>) -> Sequence {
+    Sequence::new(SequenceId(id), tokens.collect(), 40)
+}
+
+#[test]
+fn a_step_is_laid_end_to_end() {
+    let mut scheduler = scheduler(9);
+    scheduler.add(text(1, 10..13)).unwrap();
+    scheduler.add(text(2, 20..30)).unwrap();
+    let first = next(&mut scheduler);
+    assert_eq!(first.tokens(), 9);
+    assert_eq!(first.logit_rows(), [2], "the second prompt goes on");
+    commit(&mut scheduler, &first, 99);
+
+    let second = next(&mut scheduler);
+    assert_eq!(second.ids(), [99, 26, 27, 28, 29]);
+    assert_eq!(second.positions(), [3, 6, 7, 8, 9].repeat(3));
+    assert_eq!(second.logit_rows(), [0, 4]);
+    let paged = PagedBatch {
+        query_lens: vec![1, 4],
+        context_lens: vec![4, 10],
+        block_tables: vec![vec![0], vec![1, 2, 3]],
+        slots: vec![3, 10, 11, 12, 13],
+        block_size: 4,
+    };
+    assert_eq!(second.paged(), paged);
+}
+
+#[test]
+fn a_table_ends_with_the_context_even_if_more_blocks_are_reserved() {
+    let mut scheduler = scheduler(5);
+    scheduler.add(text(1, 0..16)).unwrap();
+    let batch = next(&mut scheduler);
+    assert_eq!(scheduler.sequence(SequenceId(1)).unwrap().blocks.len(), 4);
+    assert_eq!(batch.sequences[0].blocks, [0, 1]);
+}
+
+#[test]
+fn the_sampler_sees_the_past_only_if_penalties_ask_for_it() {
+    let penalised = SamplingRequest { temperature: Some(0.5), frequency_penalty: Some(0.1), ..Default::default() };
+    for (params, prompt, answer) in
+        [(SamplingParams::greedy(), vec![], vec![]), (penalised.resolve(&Default::default(), 7), vec![1, 2, 3], vec![50])]
+    {
+        let mut scheduler = scheduler(8);
+        let mut sequence = text(1, 1..4);
+        (sequence.sampling, sequence.logprobs) = (Arc::new(params.clone()), Some(2));
+        scheduler.add(sequence).unwrap();
+        let batch = next(&mut scheduler);
+        commit(&mut scheduler, &batch, 50);
+        let sample = next(&mut scheduler).sequences[0].sample.clone().unwrap();
+        assert_eq!((sample.position, sample.logprobs), (4, Some(2)), "the fifth token is drawn");
+        assert_eq!((&*sample.params, sample.prompt, sample.answer), (&params, prompt, answer));
+    }
+}
+
+#[test]
+fn pictures_and_their_positions_follow_the_chunks() {
+    let image = ImageSpan { start: 2, len: 4, hash: 7 };
+    let mut sequence = text(1, 100..109);
+    // Two tokens of text, a picture of two by two, three tokens of text.
+    let grid = [[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]];
+    let positions: Vec<[u32; 3]> = [[0; 3], [1; 3]].into_iter().chain(grid).chain([[4; 3], [5; 3], [6; 3]]).collect();
+    (sequence.images, sequence.positions, sequence.rope_delta) = (vec![image], Some(positions.into()), -2);
+    let mut scheduler = scheduler(4);
+    scheduler.add(sequence).unwrap();
+
+    let expected = [
+        (vec![0, 1, 2, 2, 0, 1, 2, 2, 0, 1, 2, 3], vec![(2, ImagePart { image, offset: 0, row: 2, len: 2 })]),
+        (vec![2, 2, 4, 5, 3, 3, 4, 5, 2, 3, 4, 5], vec![(0, ImagePart { image, offset: 2, row: 0, len: 2 })]),
+        (vec![6, 6, 6], vec![]),
+        // The first token of the answer is token 9.
+        (vec![7, 7, 7], vec![]),
+    ];
+    for (positions, parts) in expected {
+        let batch = next(&mut scheduler);
+        assert_eq!((batch.positions(), batch.image_parts()), (positions, parts));
+        commit(&mut scheduler, &batch, 1);
+    }
+}
+
+#[test]
+fn rows_of_pictures_count_over_the_whole_step() {
+    let mut scheduler = scheduler(16);
+    scheduler.add(text(1, 0..3)).unwrap();
+    let image = ImageSpan { start: 1, len: 2, hash: 7 };
+    let mut second = text(2, 10..15);
+    second.images = vec![image];
+    scheduler.add(second).unwrap();
+    assert_eq!(next(&mut scheduler).image_parts(), [(4, ImagePart { image, offset: 0, row: 1, len: 2 })]);
+}
+
+#[test]
+fn a_batch_travels_to_another_thread() {
+    fn sendable<T: Send + 'static>() {}
+    sendable::<Batch>();
+}

@@ -1,0 +1,213 @@
+//! A scheduler and a make-believe device, with everything that must always hold checked at every step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use neuron_engine::batch::Batch;
+use neuron_engine::cache::block_manager::BlockManager;
+use neuron_engine::scheduler::{AddError, Chunk, Limits, Scheduler, Step};
+use neuron_engine::sequence::{Sequence, SequenceId, SequenceStatus};
+
+use super::device::Device;
+
+/// What a simulation starts from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) blocks: usize,
+    pub(crate) block_size: usize,
+    pub(crate) prefix_cache: bool,
+    pub(crate) limits: Limits,
+    pub(crate) vocabulary: u32,
+}
+
+pub(crate) struct Simulation {
+    pub(crate) scheduler: Scheduler,
+    device: Device,
+    limits: Limits,
+    /// Every sequence not ended yet, with its class and its turn in it.
+    live: BTreeMap<SequenceId, (u8, u64)>,
+    added: u64,
+    /// Steps that ran but are not committed, oldest first.
+    in_flight: VecDeque<Vec<Outcome>>,
+    tokens_saved: u64,
+}
+
+struct Outcome {
+    chunk: Chunk,
+    token: Option<u32>,
+}
+
+/// A sequence as it stood before a step was planned.
+struct Before {
+    status: SequenceStatus,
+    decodes: bool,
+    prefills: bool,
+    in_flight: bool,
+}
+
+impl Simulation {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let Setup { blocks, block_size, prefix_cache, limits, vocabulary } = setup;
+        Self {
+            scheduler: Scheduler::new(limits, BlockManager::new(blocks, block_size, prefix_cache)),
+            device: Device::new(blocks * block_size, vocabulary),
+            limits,
+            live: BTreeMap::new(),
+            added: 0,
+            in_flight: VecDeque::new(),
+            tokens_saved: 0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, sequence: Sequence) -> Result<(), AddError> {
+        let (id, class) = (sequence.id, sequence.priority);
+        self.scheduler.add(sequence)?;
+        self.live.insert(id, (class, self.added));
+        self.added += 1;
+        self.check_books();
+        Ok(())
+    }
+
+    /// Plans a step and runs it; its results wait for `commit`.
+    pub(crate) fn plan(&mut self) -> Step {
+        let before: BTreeMap<SequenceId, Before> = self.live.keys().map(|&id| (id, self.before(id))).collect();
+        let step = self.scheduler.schedule();
+        self.check_step(&before, &step);
+        self.check_books();
+        self.run(&step);
+        step
+    }
+
+    /// Books the oldest step that ran; hands back the sequences that ended with it.
+    pub(crate) fn commit(&mut self) -> Vec<Sequence> {
+        let mut ended = Vec::new();
+        for Outcome { chunk, token } in self.in_flight.pop_front().unwrap_or_default() {
+            self.scheduler.commit(chunk.id, chunk.len, token);
+            if self.scheduler.sequence(chunk.id).is_some_and(Sequence::is_full) {
+                ended.extend(self.finish(chunk.id));
+            }
+        }
+        self.check_books();
+        ended
+    }
+
+    /// Ends a sequence, whatever it does.
+    pub(crate) fn finish(&mut self, id: SequenceId) -> Option<Sequence> {
+        self.live.remove(&id);
+        let sequence = self.scheduler.finish(id)?;
+        self.device.compare_answer(&sequence).unwrap();
+        self.check_books();
+        Some(sequence)
+    }
+
+    /// Steps until all is done, within a bound that only starvation or thrashing could break; hands back what ended.
+    pub(crate) fn drain(&mut self) -> Vec<Sequence> {
+        let mut ended = Vec::new();
+        while !self.in_flight.is_empty() {
+            ended.extend(self.commit());
+        }
+        // The first running sequence gains a token a step and is never preempted; a more urgent one may displace it.
+        let longest: usize = self.sequences().map(|sequence| sequence.total_len_max).sum();
+        let mut steps_left = longest * (self.live.len() + 1);
+        while !self.live.is_empty() {
+            steps_left = steps_left.checked_sub(1).expect("some sequence starves");
+            assert!(!self.plan().is_empty(), "sequences are left, but nothing runs");
+            ended.extend(self.commit());
+        }
+        assert_eq!(self.scheduler.blocks().used(), 0, "blocks outlive their sequences");
+        ended
+    }
+
+    pub(crate) fn live(&self) -> impl Iterator<Item = SequenceId> {
+        self.live.keys().copied()
+    }
+
+    fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.live.keys().map(|&id| self.scheduler.sequence(id).expect("a live sequence is known"))
+    }
+
+    fn before(&self, id: SequenceId) -> Before {
+        let sequence = self.scheduler.sequence(id).expect("a live sequence is known");
+        let in_flight = self.in_flight.iter().flatten().any(|outcome| outcome.chunk.id == id);
+        let runs = sequence.status == SequenceStatus::Running && !in_flight;
+        Before {
+            status: sequence.status,
+            decodes: runs && sequence.remaining() == 1,
+            prefills: runs && sequence.remaining() > 1,
+            in_flight,
+        }
+    }
+
+    fn run(&mut self, step: &Step) {
+        let batch = Batch::new(step, &self.scheduler);
+        let mut outcomes = Vec::new();
+        for (share, &chunk) in batch.sequences.iter().zip(&step.chunks) {
+            let sequence = self.scheduler.sequence(chunk.id).expect("a planned sequence is known");
+            for &block in &share.blocks[share.start / batch.block_size..] {
+                let holders = self.sequences().filter(|other| other.blocks.contains(&block)).count();
+                assert_eq!(holders, 1, "{chunk:?} writes to block {block}");
+            }
+            let token = self.device.run(&batch, share, sequence.salt);
+            outcomes.push(Outcome { chunk, token });
+        }
+        for share in &batch.sequences {
+            let sequence = self.scheduler.sequence(share.id).expect("a planned sequence is known");
+            self.device.compare(&batch, share, sequence).unwrap();
+        }
+        self.in_flight.push_back(outcomes);
+    }
+
+    fn check_books(&self) {
+        self.scheduler.check().unwrap();
+        let stats = self.scheduler.blocks().stats();
+        assert_eq!(stats.used + stats.free, stats.total);
+        assert_eq!(stats.tokens_saved, self.tokens_saved);
+        assert_eq!(self.scheduler.running() + self.scheduler.waiting(), self.live.len());
+        assert!(self.scheduler.running() <= self.limits.running_max);
+    }
+
+    fn check_step(&mut self, before: &BTreeMap<SequenceId, Before>, step: &Step) {
+        assert!(step.tokens() <= self.limits.step_tokens_max, "{step:?} is over the budget");
+        let chunks: BTreeMap<SequenceId, &Chunk> = step.chunks.iter().map(|chunk| (chunk.id, chunk)).collect();
+        assert_eq!(chunks.len(), step.chunks.len(), "two chunks of one sequence in {step:?}");
+        self.check_decodes(before, step, &chunks);
+        self.check_admissions(before, step, &chunks);
+        for chunk in &step.chunks {
+            let sequence = self.scheduler.sequence(chunk.id).expect("a planned sequence is known");
+            assert!(chunk.len > 0 && chunk.start == sequence.computed && !before[&chunk.id].in_flight, "{chunk:?}");
+            assert_eq!(chunk.samples, chunk.start + chunk.len == sequence.tokens.len(), "{chunk:?}");
+        }
+    }
+
+    /// Decodes come first; each running sequence decodes, or had to give way to one at or before its own place.
+    fn check_decodes(&self, before: &BTreeMap<SequenceId, Before>, step: &Step, chunks: &BTreeMap<SequenceId, &Chunk>) {
+        let kinds: Vec<bool> = step.chunks.iter().map(|chunk| !before[&chunk.id].decodes).collect();
+        assert!(kinds.is_sorted(), "a decode behind a prefill in {step:?}");
+        let blocked = before.values().any(|before| before.in_flight);
+        for (id, before) in before {
+            let served = chunks.contains_key(id) || step.preempted.contains(id);
+            assert!(!before.decodes || served || blocked, "{id:?} could decode but does not in {step:?}");
+            let starved = before.prefills && !served && step.tokens() < self.limits.step_tokens_max;
+            assert!(!starved, "{id:?} could go on with its prompt in {step:?}");
+        }
+        for preempted in &step.preempted {
+            assert!(!before[preempted].in_flight && !chunks.contains_key(preempted));
+            let last = self.sequences().filter(|other| other.status == SequenceStatus::Running && !before[&other.id].in_flight);
+            assert!(last.into_iter().all(|other| self.live[&other.id] < self.live[preempted]), "{preempted:?} was not the last");
+        }
+    }
+
+    /// Nobody overtakes in a queue, and what the cache gave is whole blocks, short of the last token.
+    fn check_admissions(&mut self, before: &BTreeMap<SequenceId, Before>, step: &Step, chunks: &BTreeMap<SequenceId, &Chunk>) {
+        let waiting: Vec<_> = self.sequences().filter(|other| other.status != SequenceStatus::Running).map(|other| other.id).collect();
+        for id in &step.admitted {
+            assert!(waiting.iter().all(|other| self.live[other] > self.live[id]), "{id:?} overtakes in {step:?}");
+            assert!(chunks.contains_key(id), "{id:?} was admitted for nothing");
+            let sequence = self.scheduler.sequence(*id).expect("an admitted sequence is known");
+            assert!(sequence.computed < sequence.tokens.len() && sequence.computed.is_multiple_of(self.scheduler.blocks().block_size()));
+            if before[id].status == SequenceStatus::Waiting {
+                assert_eq!(sequence.cached, sequence.computed);
+                self.tokens_saved += sequence.cached as u64;
+            }
+        }
+    }
+}
