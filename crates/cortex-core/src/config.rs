@@ -83,9 +83,9 @@ pub struct Timeouts {
     pub body_ms_max: Millis,
     /// Time to connect to a node.
     pub connect_ms_max: Millis,
-    /// Time from sending a request to a node to the first byte of the answer: queue and prefill, or all of an answer that is not streamed.
+    /// Time from sending a request to a node to the first token: queue and prefill, or all of an answer that is not streamed.
     pub first_byte_ms_max: Millis,
-    /// Silence in the middle of an answer after which it counts as cut.
+    /// Silence in the middle of an answer after which it counts as cut; a live node sends a heartbeat each second.
     pub idle_ms_max: Millis,
     /// A stream that has nothing to say yet gets an SSE comment this often.
     pub keep_alive_ms: Millis,
@@ -110,7 +110,7 @@ impl Default for Timeouts {
             body_ms_max: Millis::new(120_000),
             connect_ms_max: Millis::new(2_000),
             first_byte_ms_max: Millis::new(600_000),
-            idle_ms_max: Millis::new(120_000),
+            idle_ms_max: Millis::new(30_000),
             keep_alive_ms: Millis::new(900),
             load_ms_max: Millis::new(1_800_000),
             load_failure_ms: Millis::new(5_000),

@@ -5,6 +5,13 @@ use crate::harness::Usage;
 /// The id of a request, from the client or drawn by the first that sees it; the same in every log and answer.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// A client's id is taken when it is short and plain enough to stand in a log line.
+pub fn is_request_id(id: &str) -> bool {
+    const LEN_MAX: usize = 128;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/=+@".contains(&byte);
+    !id.is_empty() && id.len() <= LEN_MAX && id.bytes().all(plain)
+}
+
 /// What a generation used: a header of a whole answer, a trailer of a streamed one. It lets the gateway meter without reading
 /// a body; it is sent only where the request says `te: trailers`, and the gateway never passes it on.
 pub const USAGE: &str = "x-neuron-usage";

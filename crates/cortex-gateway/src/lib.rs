@@ -1,1 +1,180 @@
-//! cortex-gateway
+//! The gateway: one OpenAI-compatible address in front of a fleet of nodes.
+//!
+//! A request takes one way: [`router`] names the handler, `dispatch` routes it, has the model loaded if need be and sends it, and the
+//! proxy passes the node's bytes on while an observer counts. [`Gateway::start`] is all that other crates need.
+
+mod app;
+mod call;
+mod controllers;
+mod dispatch;
+mod error;
+mod fleet;
+mod keep_alive;
+mod lifecycle;
+mod metrics;
+mod middleware;
+mod nodes;
+mod poller;
+mod proxy;
+mod router;
+mod routing;
+mod scan;
+mod serve;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cortex_core::FleetReport;
+use cortex_core::config::GatewayConfig;
+use futures::future::join_all;
+use tokio::net::TcpListener;
+use tokio_util::sync::DropGuard;
+use tokio_util::task::TaskTracker;
+
+use crate::app::App;
+use crate::lifecycle::Tasks;
+use crate::serve::Serving;
+
+/// Connections of scrapers.
+const METRICS_CONNECTIONS_MAX: usize = 64;
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({key}): {source}; is another gateway running, or is the address not of this machine?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The setting it comes from.
+        key: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The metrics contradict each other.
+    #[error("cannot register the metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// The sockets of a gateway, bound by the caller or by [`Listeners::bind`].
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients.
+    pub api: TcpListener,
+    /// For Prometheus.
+    pub metrics: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the addresses of `config`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The address that cannot be bound, and why.
+    pub async fn bind(config: &GatewayConfig) -> Result<Self, StartError> {
+        let bind =
+            async |address: SocketAddr, key| TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, key, source });
+        let section = &config.gateway;
+        Ok(Self {
+            api: bind(section.listen, "gateway.listen").await?,
+            metrics: bind(section.metrics_listen, "gateway.metrics_listen").await?,
+        })
+    }
+}
+
+/// The gateway as a library.
+#[derive(Debug)]
+pub struct Gateway;
+
+impl Gateway {
+    /// Binds the configured addresses and serves.
+    ///
+    /// # Errors
+    /// As [`Listeners::bind`].
+    pub async fn start(config: GatewayConfig) -> Result<RunningGateway, StartError> {
+        let listeners = Listeners::bind(&config).await?;
+        Self::start_on(config, listeners).await
+    }
+
+    /// Asks every node once, so that the first request finds a known fleet, and serves on `listeners`.
+    ///
+    /// # Errors
+    /// A socket without an address, or contradicting metrics.
+    pub async fn start_on(config: GatewayConfig, listeners: Listeners) -> Result<RunningGateway, StartError> {
+        let section = config.gateway.clone();
+        let local =
+            |listener: &TcpListener, address, key| listener.local_addr().map_err(|source| StartError::Listen { address, key, source });
+        let addr = local(&listeners.api, section.listen, "gateway.listen")?;
+        let metrics_addr = local(&listeners.metrics, section.metrics_listen, "gateway.metrics_listen")?;
+
+        let tasks = Tasks::default();
+        let Tasks { tracker: background, kill } = tasks.clone();
+        let app = Arc::new(App::new(config, tasks)?);
+        let poller = app.poller();
+        join_all(app.config.neurons.iter().map(|entry| poller.poll(&entry.name))).await;
+        for entry in &app.config.neurons {
+            background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&poller).watch(entry.name.clone())));
+        }
+
+        let serving = Serving {
+            connections_max: app.config.limits.connections_max.get(),
+            head_wait_max: app.config.timeouts.head_ms_max.duration(),
+            stop: app.stopping.clone(),
+            kill: kill.clone(),
+            connections: TaskTracker::new(),
+        };
+        // Figures are wanted most while the gateway drains, so this listener lives until the end.
+        let figures =
+            Serving { connections_max: METRICS_CONNECTIONS_MAX, stop: kill.clone(), connections: background.clone(), ..serving.clone() };
+        let connections = serving.connections.clone();
+        background.spawn(serving.run(listeners.api, router::api(Arc::clone(&app))));
+        background.spawn(figures.run(listeners.metrics, router::metrics(Arc::clone(&app))));
+        tracing::info!(%addr, %metrics_addr, nodes = app.config.neurons.len(), "the gateway serves");
+        let stop = app.stopping.clone().drop_guard();
+        Ok(RunningGateway { addr, metrics_addr, app, connections, background, _stop: stop, kill: kill.drop_guard() })
+    }
+}
+
+/// A gateway at work. Dropping it cuts everything; [`RunningGateway::shutdown`] is the polite way.
+#[derive(Debug)]
+pub struct RunningGateway {
+    /// Where clients connect.
+    pub addr: SocketAddr,
+    /// Where Prometheus connects.
+    pub metrics_addr: SocketAddr,
+    app: Arc<App>,
+    connections: TaskTracker,
+    background: TaskTracker,
+    _stop: DropGuard,
+    kill: DropGuard,
+}
+
+/// How a shutdown went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still at work at the deadline, and were cut.
+    pub cut: usize,
+}
+
+impl RunningGateway {
+    /// The fleet as `GET /admin/fleet` tells it.
+    pub fn fleet(&self) -> FleetReport {
+        self.app.report()
+    }
+
+    /// Accepts nothing more, lets open requests end within the configured deadline, and cuts the rest.
+    pub async fn shutdown(self) -> Drained {
+        let deadline: Duration = self.app.config.timeouts.drain_ms_max.duration();
+        self.app.stopping.cancel();
+        self.connections.close();
+        let in_time = tokio::time::timeout(deadline, self.connections.wait()).await.is_ok();
+        let cut = if in_time { 0 } else { self.connections.len() };
+        self.kill.disarm().cancel();
+        self.connections.wait().await;
+        self.background.close();
+        self.background.wait().await;
+        tracing::info!(cut, "the gateway has stopped");
+        Drained { cut }
+    }
+}

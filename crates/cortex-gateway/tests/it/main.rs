@@ -1,1 +1,15 @@
 //! All tests of this crate, one module per behaviour.
+
+// A helper that unwraps fails its test, as it should.
+#![allow(clippy::unwrap_used)]
+
+mod disconnect;
+mod faults;
+mod health;
+mod lifecycle;
+mod metrics;
+mod models;
+mod refusals;
+mod rig;
+mod shutdown;
+mod transparency;

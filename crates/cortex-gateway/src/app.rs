@@ -1,0 +1,80 @@
+//! What every handler knows.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use cortex_core::config::GatewayConfig;
+use cortex_core::{FleetReport, GatewayReport};
+use tokio_util::sync::CancellationToken;
+
+use crate::fleet::{Fleet, FleetCell};
+use crate::lifecycle::{Lifecycle, Tasks};
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+use crate::poller::Poller;
+use crate::proxy::Proxy;
+
+/// The gateway's parts, wired.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: GatewayConfig,
+    pub(crate) fleet: Arc<FleetCell>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) proxy: Proxy,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Cancelled when the gateway was told to stop.
+    pub(crate) stopping: CancellationToken,
+    started: Instant,
+    /// Seconds since 1970 at start: `created` of the models.
+    pub(crate) started_unix_s: u64,
+    turn: AtomicUsize,
+}
+
+impl App {
+    /// Nothing runs yet; loads will run on `tasks`.
+    pub(crate) fn new(config: GatewayConfig, tasks: Tasks) -> Result<Self, prometheus::Error> {
+        let metrics = Arc::new(Metrics::new()?);
+        let fleet = Arc::new(FleetCell::new(Fleet::new(&config.neurons, Arc::new(config.placement.clone()))));
+        let nodes = Arc::new(Nodes::new(&config.neurons, &config.timeouts, Arc::clone(&fleet), Arc::clone(&metrics)));
+        let lifecycle = Lifecycle::new(Arc::clone(&fleet), Arc::clone(&nodes), &config.limits, &config.timeouts, tasks);
+        Ok(Self {
+            proxy: Proxy::new(&config.timeouts),
+            lifecycle: Arc::new(lifecycle),
+            config,
+            fleet,
+            nodes,
+            metrics,
+            stopping: CancellationToken::new(),
+            started: Instant::now(),
+            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn poller(&self) -> Arc<Poller> {
+        Arc::new(Poller {
+            fleet: Arc::clone(&self.fleet),
+            nodes: Arc::clone(&self.nodes),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.config.limits.clone(),
+            timeouts: self.config.timeouts.clone(),
+        })
+    }
+
+    /// Replicas that are equally good take turns.
+    pub(crate) fn next_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn report(&self) -> FleetReport {
+        let nodes = self.fleet.load().report(Instant::now());
+        let gateway = GatewayReport {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            requests_in_flight: nodes.iter().map(|node| node.requests_in_flight).sum(),
+        };
+        FleetReport { gateway, nodes }
+    }
+}

@@ -1,0 +1,84 @@
+//! One inference request, read and understood as far as the gateway needs to.
+
+use axum::extract::Request;
+use bytes::Bytes;
+use cortex_core::ModelId;
+use cortex_core::openai::ApiError;
+use http::HeaderMap;
+use http_body::Body;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::app::App;
+use crate::proxy;
+use crate::scan::{Scan, scan};
+
+/// What clients can ask a model for. The gateway's paths and the node's are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Chat,
+    Completions,
+    Embeddings,
+}
+
+impl Endpoint {
+    pub(crate) const fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+}
+
+/// A request on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) endpoint: Endpoint,
+    /// The model itself; an alias is resolved.
+    pub(crate) model: ModelId,
+    pub(crate) stream: bool,
+    /// As the client sent it, save for an alias.
+    pub(crate) body: Bytes,
+    /// What the node gets to see.
+    pub(crate) headers: HeaderMap,
+}
+
+impl Call {
+    /// Reads the request within the limits of size and time.
+    ///
+    /// # Errors
+    /// 400, 408 or 413, each with what is wrong.
+    pub(crate) async fn read(app: &App, endpoint: Endpoint, request: Request, request_id: &str) -> Result<Self, ApiError> {
+        let headers = proxy::client_headers(request.headers(), request_id);
+        let body = read_body(app, request).await?;
+        let seen: Scan = scan(&body)?;
+        let fleet = app.fleet.load();
+        let (model, body) = match fleet.placement().alias_target(seen.model.as_str()) {
+            Some(target) => (target.clone(), seen.splice(&body, target)),
+            None => (seen.model, body),
+        };
+        Ok(Self { endpoint, model, stream: seen.stream && endpoint != Endpoint::Embeddings, body, headers })
+    }
+}
+
+async fn read_body(app: &App, request: Request) -> Result<Bytes, ApiError> {
+    let bytes_max = app.config.limits.body_bytes_max.get();
+    let wait_max = app.config.timeouts.body_ms_max.duration();
+    let too_large = || {
+        let message = format!("The body is larger than {bytes_max} bytes (body_bytes_max).");
+        ApiError::new(413, "invalid_request_error", Some("request_too_large"), message)
+    };
+    if request.body().size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    let reading = Limited::new(request.into_body(), bytes_max).collect();
+    match tokio::time::timeout(wait_max, reading).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(ApiError::invalid(format!("The body could not be read: {error}."))),
+        Err(_) => {
+            let message = format!("The body did not come within {wait_max:?} (body_ms_max).");
+            Err(ApiError::new(408, "invalid_request_error", Some("request_timeout"), message))
+        }
+    }
+}

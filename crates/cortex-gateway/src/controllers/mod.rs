@@ -1,0 +1,8 @@
+//! Handlers: extract, call, answer.
+
+pub(crate) mod admin;
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod embeddings;
+pub(crate) mod health;
+pub(crate) mod models;

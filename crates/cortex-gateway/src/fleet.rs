@@ -1,0 +1,326 @@
+//! What the gateway knows of its nodes at one moment, as a value: an update is a pure function to the next value.
+
+mod load;
+mod report;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, Guard};
+use cortex_core::config::{Endpoint, NeuronEntry};
+use cortex_core::{Discovery, Health, ModelId, ModelReport, ModelStatus, NodeId, Placement};
+use tokio::sync::Notify;
+
+pub(crate) use load::{Load, LoadGuard};
+
+/// The nodes, and which of them can serve each model.
+#[derive(Clone, Debug)]
+pub(crate) struct Fleet {
+    nodes: Vec<Arc<Node>>,
+    replicas: Arc<HashMap<ModelId, Vec<Replica>>>,
+    placement: Arc<Placement>,
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) reach: Reach,
+    pub(crate) facts: Option<Arc<Facts>>,
+    pub(crate) models: BTreeMap<ModelId, ModelReport>,
+    /// Requests open on the node, of all models.
+    pub(crate) load: Arc<Load>,
+    model_loads: BTreeMap<ModelId, Arc<Load>>,
+    poll_failures: usize,
+    /// Loads and unloads applied so far. What a poll that began before the last of them says about models is stale.
+    pub(crate) actions: u64,
+}
+
+/// Whether a node gets requests.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Reach {
+    Unknown,
+    Ready,
+    Draining,
+    Ejected { reason: String, since: Instant },
+}
+
+/// What a node said last.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) discovery: Discovery,
+    pub(crate) health: Health,
+    pub(crate) seen: Instant,
+    pub(crate) tokens_per_second: Option<f64>,
+}
+
+/// One poll's answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Observation {
+    pub(crate) discovery: Discovery,
+    pub(crate) health: Health,
+    pub(crate) models: Vec<ModelReport>,
+    /// [`Node::actions`] when the poll began.
+    pub(crate) actions_before: u64,
+    pub(crate) at: Instant,
+}
+
+/// One model on one node.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica {
+    node: usize,
+    pub(crate) standing: Standing,
+    /// Requests open on the node for this model.
+    pub(crate) load: Arc<Load>,
+}
+
+/// How near a model is to serving; the nearest comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    Loaded,
+    Loading,
+    Available,
+    Failed,
+    Unloading,
+}
+
+impl From<&ModelStatus> for Standing {
+    fn from(status: &ModelStatus) -> Self {
+        match status {
+            ModelStatus::Loaded => Self::Loaded,
+            ModelStatus::Loading { .. } => Self::Loading,
+            ModelStatus::Available => Self::Available,
+            ModelStatus::Failed { .. } => Self::Failed,
+            ModelStatus::Unloading => Self::Unloading,
+        }
+    }
+}
+
+impl Fleet {
+    /// Nodes that nobody has heard of yet.
+    pub(crate) fn new(entries: &[NeuronEntry], placement: Arc<Placement>) -> Self {
+        let nodes = entries.iter().map(|entry| Arc::new(Node::new(entry))).collect();
+        Self { nodes, replicas: Arc::default(), placement }.reindexed()
+    }
+
+    pub(crate) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    pub(crate) fn node(&self, id: &NodeId) -> Option<&Arc<Node>> {
+        self.nodes.iter().find(|node| node.id == *id)
+    }
+
+    pub(crate) fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Where `model` is or can be loaded; empty for a model that nobody knows.
+    pub(crate) fn replicas(&self, model: &str) -> impl ExactSizeIterator<Item = (&Arc<Node>, &Replica)> {
+        let replicas = self.replicas.get(model).map_or(&[][..], Vec::as_slice);
+        replicas.iter().map(|replica| (&self.nodes[replica.node], replica))
+    }
+
+    /// Every model that some node can serve, in no order.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelId> {
+        self.replicas.keys()
+    }
+
+    /// The node answered a poll.
+    pub(crate) fn observed(&self, id: &NodeId, observation: &Observation) -> Self {
+        self.with_node(id, |node| node.observe(observation))
+    }
+
+    /// The node did not answer a poll in time, or with nonsense; after `failures_max` of these in a row it is ejected.
+    pub(crate) fn poll_failed(&self, id: &NodeId, reason: &str, failures_max: usize, now: Instant) -> Self {
+        self.with_node(id, |node| {
+            node.poll_failures += 1;
+            if node.poll_failures >= failures_max {
+                node.eject(reason, now);
+            }
+        })
+    }
+
+    /// Nobody listens there.
+    pub(crate) fn ejected(&self, id: &NodeId, reason: &str, now: Instant) -> Self {
+        self.with_node(id, |node| node.eject(reason, now))
+    }
+
+    /// The node said that it takes nothing new; the next poll tells more.
+    pub(crate) fn draining(&self, id: &NodeId) -> Self {
+        self.with_node(id, |node| node.reach = Reach::Draining)
+    }
+
+    /// An action's answer says more than the poll before it.
+    pub(crate) fn model_reported(&self, id: &NodeId, report: &ModelReport) -> Self {
+        self.with_node(id, |node| node.set_model(report.clone()))
+    }
+
+    /// An action changed where `model` stands on the node.
+    pub(crate) fn model_standing(&self, id: &NodeId, model: &ModelId, status: &ModelStatus) -> Self {
+        self.with_node(id, |node| {
+            let mut report = node.models.get(model).cloned().unwrap_or_else(|| unreported(model));
+            report.status = status.clone();
+            node.set_model(report);
+        })
+    }
+
+    fn with_node(&self, id: &NodeId, change: impl FnOnce(&mut Node)) -> Self {
+        let mut next = self.clone();
+        let Some(slot) = next.nodes.iter_mut().find(|node| node.id == *id) else { return next };
+        let mut node = Node::clone(slot);
+        change(&mut node);
+        let same_models = slot.standings().eq(node.standings());
+        *slot = Arc::new(node);
+        if same_models { next } else { next.reindexed() }
+    }
+
+    /// Rebuilds the index from model to nodes; needed only when a model's standing changed somewhere.
+    fn reindexed(mut self) -> Self {
+        let mut replicas: HashMap<ModelId, Vec<Replica>> = HashMap::new();
+        for (index, slot) in self.nodes.iter_mut().enumerate() {
+            let placed = self.placement.models().filter(|placed| self.placement.places(&placed.spec.model_id, &slot.id));
+            let unlisted =
+                placed.map(|placed| (&placed.spec.model_id, Standing::Available)).filter(|(model, _)| !slot.models.contains_key(*model));
+            let standings: Vec<_> = slot.standings().chain(unlisted).map(|(model, standing)| (model.clone(), standing)).collect();
+            for (model, standing) in standings {
+                if standing > Standing::Loading && self.placement.forbids(&model, &slot.id) {
+                    continue;
+                }
+                let load = match slot.model_loads.get(&model) {
+                    Some(load) => Arc::clone(load),
+                    None => Arc::clone(Arc::make_mut(slot).model_loads.entry(model.clone()).or_default()),
+                };
+                replicas.entry(model).or_default().push(Replica { node: index, standing, load });
+            }
+        }
+        self.replicas = Arc::new(replicas);
+        self
+    }
+}
+
+impl Node {
+    fn new(entry: &NeuronEntry) -> Self {
+        Self {
+            id: entry.name.clone(),
+            endpoint: entry.endpoint.clone(),
+            reach: Reach::Unknown,
+            facts: None,
+            models: BTreeMap::new(),
+            load: Arc::default(),
+            model_loads: BTreeMap::new(),
+            poll_failures: 0,
+            actions: 0,
+        }
+    }
+
+    /// The id that the node drew when it started.
+    pub(crate) fn boot_id(&self) -> Option<&str> {
+        self.facts.as_ref().map(|facts| facts.discovery.boot_id.as_str())
+    }
+
+    fn standings(&self) -> impl Iterator<Item = (&ModelId, Standing)> {
+        self.models.iter().map(|(id, report)| (id, Standing::from(&report.status)))
+    }
+
+    fn observe(&mut self, observation: &Observation) {
+        let same_boot = self.boot_id() == Some(&observation.discovery.boot_id);
+        let before = self.facts.as_ref().filter(|_| same_boot);
+        self.facts = Some(Arc::new(Facts {
+            tokens_per_second: before.and_then(|before| rate(before, observation)),
+            discovery: observation.discovery.clone(),
+            health: observation.health.clone(),
+            seen: observation.at,
+        }));
+        self.poll_failures = 0;
+        self.reach = if observation.health.ready { Reach::Ready } else { Reach::Draining };
+        if observation.actions_before == self.actions || !same_boot {
+            self.models = observation.models.iter().map(|report| (report.id.clone(), report.clone())).collect();
+        }
+    }
+
+    fn eject(&mut self, why: &str, now: Instant) {
+        match &mut self.reach {
+            Reach::Ejected { reason, .. } => why.clone_into(reason),
+            reach => *reach = Reach::Ejected { reason: why.to_owned(), since: now },
+        }
+    }
+
+    fn set_model(&mut self, report: ModelReport) {
+        self.actions += 1;
+        self.models.insert(report.id.clone(), report);
+    }
+}
+
+/// Tokens per second generated between two observations of the same boot.
+fn rate(before: &Facts, now: &Observation) -> Option<f64> {
+    let total = |health: &Health| health.models.iter().map(|model| model.generated_tokens_total).sum::<u64>();
+    let seconds = now.at.checked_duration_since(before.seen)?.as_secs_f64();
+    // An unload takes its model's count away.
+    let tokens = total(&now.health).saturating_sub(total(&before.health));
+    (seconds > 0.0).then(|| tokens as f64 / seconds)
+}
+
+fn unreported(model: &ModelId) -> ModelReport {
+    ModelReport {
+        id: model.clone(),
+        status: ModelStatus::Available,
+        capabilities: Vec::new(),
+        architecture: None,
+        parameters: None,
+        context: None,
+        devices: Vec::new(),
+        memory_used_bytes: 0,
+        generation: 0,
+        load_s: None,
+    }
+}
+
+/// The current [`Fleet`]: readers take a snapshot without a lock, writers replace it.
+#[derive(Debug)]
+pub(crate) struct FleetCell {
+    fleet: ArcSwap<Fleet>,
+    polls: BTreeMap<NodeId, Notify>,
+}
+
+impl FleetCell {
+    pub(crate) fn new(fleet: Fleet) -> Self {
+        let polls = fleet.nodes.iter().map(|node| (node.id.clone(), Notify::new())).collect();
+        Self { fleet: ArcSwap::from_pointee(fleet), polls }
+    }
+
+    pub(crate) fn load(&self) -> Guard<Arc<Fleet>> {
+        self.fleet.load()
+    }
+
+    /// Replaces the fleet; `change` runs again when another writer was faster.
+    pub(crate) fn update(&self, change: impl Fn(&Fleet) -> Fleet) {
+        self.fleet.rcu(|fleet| change(fleet));
+    }
+
+    /// Takes `id` out at once and has it probed.
+    pub(crate) fn eject(&self, id: &NodeId, reason: &str) {
+        self.update(|fleet| fleet.ejected(id, reason, Instant::now()));
+        self.poll_soon(id);
+    }
+
+    /// Ends the poller's pause.
+    pub(crate) fn poll_soon(&self, id: &NodeId) {
+        if let Some(poll) = self.polls.get(id) {
+            poll.notify_one();
+        }
+    }
+
+    /// Resolves after [`FleetCell::poll_soon`].
+    pub(crate) async fn poll_wanted(&self, id: &NodeId) {
+        match self.polls.get(id) {
+            Some(poll) => poll.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,3 @@
+//! What surrounds every handler.
+
+pub(crate) mod request_log;

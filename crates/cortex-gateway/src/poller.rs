@@ -1,0 +1,80 @@
+//! Watching the nodes: one task each, slow while all is well, fast while the node is out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cortex_core::NodeId;
+use cortex_core::config::{Limits, Timeouts};
+use neuron_api::ClientError;
+
+use crate::fleet::{Fleet, FleetCell, Observation, Reach};
+use crate::metrics::Metrics;
+use crate::nodes::Nodes;
+
+/// What every node's task knows.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    pub(crate) fleet: Arc<FleetCell>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Limits,
+    pub(crate) timeouts: Timeouts,
+}
+
+impl Poller {
+    /// Polls `id` for ever.
+    pub(crate) async fn watch(self: Arc<Self>, id: NodeId) {
+        loop {
+            let out = matches!(self.reach(&id), Some(Reach::Ejected { .. } | Reach::Unknown));
+            let pause = if out { self.timeouts.probe_ms } else { self.timeouts.poll_ms };
+            // The pause ends early when somebody has reason to doubt the node, but many doubts make no storm of polls.
+            let earliest = tokio::time::Instant::now() + self.timeouts.probe_ms.duration().min(pause.duration());
+            let _ = tokio::time::timeout(pause.duration(), self.fleet.poll_wanted(&id)).await;
+            tokio::time::sleep_until(earliest).await;
+            self.poll(&id).await;
+        }
+    }
+
+    /// Asks once and takes the answer, or its absence, into the fleet.
+    pub(crate) async fn poll(&self, id: &NodeId) {
+        let before = self.reach(id);
+        let answer = tokio::time::timeout(self.timeouts.poll_ms_max.duration(), self.nodes.observe(id)).await;
+        match answer {
+            Ok(Ok(observation)) => self.observed(id, &observation),
+            Ok(Err(ClientError::Unreachable { reason, .. })) => self.fleet.update(|fleet| fleet.ejected(id, &reason, Instant::now())),
+            Ok(Err(error)) => self.failed(id, &error.to_string()),
+            Err(_) => self.failed(id, &format!("no answer within {:?}", self.timeouts.poll_ms_max.duration())),
+        }
+        log_change(id, before.as_ref(), self.reach(id).as_ref());
+    }
+
+    fn observed(&self, id: &NodeId, observation: &Observation) {
+        let boot_id = |fleet: &Fleet| fleet.node(id).and_then(|node| node.boot_id().map(str::to_owned));
+        let restarted = boot_id(&self.fleet.load()).is_some_and(|before| before != observation.discovery.boot_id);
+        self.fleet.update(|fleet| fleet.observed(id, observation));
+        if restarted {
+            self.metrics.node_restarts.with_label_values(&[id.as_str()]).inc();
+            tracing::warn!(node = %id, boot_id = %observation.discovery.boot_id, "the node was restarted");
+        }
+    }
+
+    fn failed(&self, id: &NodeId, reason: &str) {
+        let failures_max = self.limits.poll_failures_max.get();
+        self.fleet.update(|fleet| fleet.poll_failed(id, reason, failures_max, Instant::now()));
+    }
+
+    fn reach(&self, id: &NodeId) -> Option<Reach> {
+        self.fleet.load().node(id).map(|node| node.reach.clone())
+    }
+}
+
+fn log_change(id: &NodeId, before: Option<&Reach>, after: Option<&Reach>) {
+    let same = before.map(std::mem::discriminant) == after.map(std::mem::discriminant);
+    match after {
+        _ if same => {}
+        Some(Reach::Ejected { reason, .. }) => tracing::warn!(node = %id, %reason, "the node is out"),
+        Some(Reach::Draining) => tracing::info!(node = %id, "the node is draining"),
+        Some(Reach::Ready) => tracing::info!(node = %id, "the node is ready"),
+        Some(Reach::Unknown) | None => {}
+    }
+}

@@ -1,0 +1,220 @@
+//! The body of a node's answer on its way to the client: frames pass as they are, an [`Observer`] looks on.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use cortex_core::openai::ApiError;
+use cortex_core::sse;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::{Observer, Outcome, causes, usage_of};
+use crate::fleet::LoadGuard;
+
+/// Dropping it drops the node's body, which closes the connection and cancels the generation there.
+#[derive(Debug)]
+pub(crate) struct ObservedBody {
+    held: VecDeque<Bytes>,
+    /// `None` once there is nothing left to read.
+    upstream: Option<Incoming>,
+    idle: Idle,
+    tail: Option<EventTail>,
+    good: Outcome,
+    observer: Observer,
+    _guard: LoadGuard,
+}
+
+/// Why an answer that is not a stream of events ended early; the client's connection is cut as ours was.
+#[derive(Debug, thiserror::Error)]
+#[error("the node's answer was cut: {0}")]
+pub(crate) struct Cut(String);
+
+impl ObservedBody {
+    pub(super) fn new(
+        held: VecDeque<Bytes>,
+        upstream: Incoming,
+        streamed: bool,
+        idle_max: Duration,
+        status: u16,
+        observer: Observer,
+        guard: LoadGuard,
+    ) -> Self {
+        let mut body = Self {
+            held,
+            upstream: Some(upstream),
+            idle: Idle::new(idle_max),
+            tail: streamed.then(EventTail::default),
+            good: Outcome::of_status(status),
+            observer,
+            _guard: guard,
+        };
+        body.notice_end();
+        body
+    }
+
+    /// A length-delimited body tells its end with its last frame, and then nobody asks for another.
+    fn notice_end(&mut self) {
+        if self.upstream.as_ref().is_some_and(Body::is_end_stream) {
+            self.finish();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.upstream = None;
+        // A node ends a stream that went well with its usage; one that ended with an error event has none.
+        let metered = self.tail.is_none() || self.observer.has_usage();
+        self.observer.ends(if metered { self.good } else { Outcome::Failed });
+    }
+
+    fn pass(&mut self, data: Bytes) -> Frame<Bytes> {
+        self.observer.data();
+        if let Some(tail) = &mut self.tail {
+            tail.see(&data);
+        }
+        Frame::data(data)
+    }
+
+    /// An error event in the place of the rest: a stream never looks finished when it is not.
+    fn cut(&mut self, reason: String) -> Option<Result<Frame<Bytes>, Cut>> {
+        self.upstream = None;
+        self.observer.ends(Outcome::Cut);
+        match &self.tail {
+            Some(tail) => Some(Ok(Frame::data(error_event(tail, &reason)))),
+            None => Some(Err(Cut(reason))),
+        }
+    }
+
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        loop {
+            let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+            let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) else {
+                ready!(self.idle.poll_silent(cx));
+                let reason = format!("it said nothing for {:?}", self.idle.max);
+                return Poll::Ready(self.cut(reason));
+            };
+            self.idle.heard();
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    let frame = self.pass(data);
+                    self.notice_end();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Ok(Err(frame))) => {
+                    let usage = frame.trailers_ref().and_then(usage_of);
+                    usage.into_iter().for_each(|usage| self.observer.usage(usage));
+                }
+                Some(Err(error)) => return Poll::Ready(self.cut(causes(&error))),
+                None => self.finish(),
+            }
+        }
+    }
+}
+
+impl Body for ObservedBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(data) = self.held.pop_front() {
+            return Poll::Ready(Some(Ok(self.pass(data))));
+        }
+        self.poll_upstream(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && self.upstream.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let held: usize = self.held.iter().map(Bytes::len).sum();
+        let rest = self.upstream.as_ref().map_or(Some(0), |upstream| upstream.size_hint().exact());
+        match rest {
+            Some(rest) if self.tail.is_none() => SizeHint::with_exact(held as u64 + rest),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+fn error_event(tail: &EventTail, reason: &str) -> Bytes {
+    let message = format!("the node broke off in the middle of the answer: {reason}");
+    let mut event = BytesMut::new();
+    if !tail.between_events() {
+        event.extend_from_slice(b"\n\n");
+    }
+    sse::write_data(&mut event, &ApiError::new(502, "server_error", Some("stream_cut"), message).body);
+    event.freeze()
+}
+
+/// The last bytes that were passed on: is an event open?
+#[derive(Debug, Default)]
+struct EventTail {
+    last: [u8; 4],
+}
+
+impl EventTail {
+    fn see(&mut self, data: &[u8]) {
+        for &byte in &data[data.len().saturating_sub(self.last.len())..] {
+            self.last.rotate_left(1);
+            self.last[3] = byte;
+        }
+    }
+
+    fn between_events(&self) -> bool {
+        self.last == [0; 4] || self.last.ends_with(b"\n\n") || self.last == *b"\r\n\r\n"
+    }
+}
+
+/// The longest silence. It is measured only while the client waits for us, so a slow reader is not taken for a dead node.
+#[derive(Debug)]
+struct Idle {
+    max: Duration,
+    timer: Pin<Box<Sleep>>,
+    silent: bool,
+}
+
+impl Idle {
+    fn new(max: Duration) -> Self {
+        Self { max, timer: Box::pin(tokio::time::sleep(max)), silent: false }
+    }
+
+    fn heard(&mut self) {
+        self.silent = false;
+    }
+
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.silent {
+            self.silent = true;
+            let deadline = Instant::now() + self.max;
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_knows_whether_an_event_is_open_whatever_the_chunking() {
+        let cases: &[(&[&str], bool)] = &[
+            (&[], true),
+            (&["data: {}\n\n"], true),
+            (&["data: {}\n", "\n"], true),
+            (&["data: {}\r\n\r", "\n"], true),
+            (&["data: {}\n"], false),
+            (&["data: {}\n\n", "d"], false),
+            (&["data: {}\r\n"], false),
+            (&["data: {}\n\n", ": ping\n\n"], true),
+        ];
+        for (chunks, between) in cases {
+            let mut tail = EventTail::default();
+            chunks.iter().for_each(|chunk| tail.see(chunk.as_bytes()));
+            assert_eq!(tail.between_events(), *between, "{chunks:?}");
+        }
+    }
+}

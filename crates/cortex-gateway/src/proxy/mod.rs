@@ -1,0 +1,149 @@
+//! The leg from the gateway to a node: one attempt at one replica, up to the first byte that is worth showing.
+
+mod body;
+mod failure;
+mod headers;
+mod observer;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use cortex_core::config::Timeouts;
+use cortex_core::headers::{USAGE, decode_usage};
+use http::{HeaderMap, Method, Request, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
+
+use crate::call::Call;
+use crate::fleet::LoadGuard;
+use crate::routing::Target;
+
+pub(crate) use body::ObservedBody;
+pub(crate) use failure::AttemptError;
+pub(crate) use headers::{client_headers, is_event_stream};
+pub(crate) use observer::{Observer, Outcome};
+
+/// Longest error answer that is read to judge it.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+/// An idle connection is kept this long for the next request.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+
+/// Connections to all nodes, pooled for each.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pool: Client<HttpConnector, Full<Bytes>>,
+    first_byte: Duration,
+    idle: Duration,
+}
+
+/// A node's answer that has begun.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    head: http::response::Parts,
+    /// Frames read to see whether the answer really begins; they come first.
+    held: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+    body: Incoming,
+    guard: LoadGuard,
+}
+
+impl Proxy {
+    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(timeouts.connect_ms_max.duration()));
+        connector.set_keepalive(Some(Duration::from_secs(15)));
+        let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(connector);
+        Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration() }
+    }
+
+    /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
+    /// tried. Dropping the future closes the connection, which the node takes for a cancellation.
+    pub(crate) async fn attempt(&self, target: &Target, call: &Call) -> Result<Answer, AttemptError> {
+        let guard = target.occupy();
+        timeout(self.first_byte, self.begin(target, call, guard)).await.unwrap_or(Err(AttemptError::TimedOut { after: self.first_byte }))
+    }
+
+    async fn begin(&self, target: &Target, call: &Call, guard: LoadGuard) -> Result<Answer, AttemptError> {
+        let request = request(target, call)?;
+        let (head, body) = self.pool.request(request).await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
+        if matches!(head.status.as_u16(), 404 | 429 | 500..) {
+            return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard }).await;
+        }
+        let mut answer = Answer { head, held: VecDeque::new(), trailers: None, body, guard };
+        self.first_frame(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// Reads until there is something worth showing: heartbeats only tell that the node is alive.
+    async fn first_frame(&self, answer: &mut Answer) -> Result<(), AttemptError> {
+        let streamed = is_event_stream(&answer.head.headers);
+        loop {
+            let frame = timeout(self.idle, answer.body.frame()).await.map_err(|_| AttemptError::TimedOut { after: self.idle })?;
+            let Some(frame) = frame else { return Ok(()) };
+            let frame = frame.map_err(|error| AttemptError::Reset { reason: causes(&error) })?;
+            match frame.into_data() {
+                Ok(data) if streamed && data.starts_with(b"data: {\"error\"") => return Err(AttemptError::DiedEarly { event: data }),
+                Ok(data) => {
+                    let heartbeat = streamed && data.starts_with(b":");
+                    answer.held.push_back(data);
+                    if !heartbeat {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => answer.trailers = frame.into_trailers().ok(),
+            }
+        }
+    }
+
+    /// The answer on its way to the client, watched by `observer` to its end.
+    pub(crate) fn respond(&self, answer: Answer, mut observer: Observer) -> Response {
+        let Answer { mut head, held, trailers, body, guard } = answer;
+        let streamed = is_event_stream(&head.headers);
+        observer.answers(head.status.as_u16(), streamed);
+        for carrier in [Some(&head.headers), trailers.as_ref()].into_iter().flatten() {
+            usage_of(carrier).into_iter().for_each(|usage| observer.usage(usage));
+        }
+        headers::strip_answer(&mut head.headers);
+        let body = ObservedBody::new(held, body, streamed, self.idle, head.status.as_u16(), observer, guard);
+        Response::from_parts(head, Body::new(body))
+    }
+}
+
+fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, AttemptError> {
+    let invalid = |error: http::Error| AttemptError::Unreachable { reason: error.to_string() };
+    let uri = Uri::builder().scheme("http").authority(target.node.endpoint.authority()).path_and_query(call.endpoint.path());
+    let mut request = Request::new(Full::new(call.body.clone()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.build().map_err(invalid)?;
+    *request.headers_mut() = call.headers.clone();
+    Ok(request)
+}
+
+/// An error answer: some of them are a reason to go elsewhere, and only their body tells.
+async fn judge(answer: Answer) -> Result<Answer, AttemptError> {
+    let Answer { head, body, trailers, guard, .. } = answer;
+    if is_event_stream(&head.headers) {
+        return Ok(Answer { head, held: VecDeque::new(), trailers, body, guard });
+    }
+    let whole = Limited::new(body, ERROR_BYTES_MAX).collect().await;
+    let whole = whole.map_err(|error| AttemptError::Reset { reason: causes(&*error) })?;
+    Err(AttemptError::of_answer(head, whole.to_bytes()))
+}
+
+fn usage_of(headers: &HeaderMap) -> Option<cortex_core::Usage> {
+    decode_usage(headers.get(USAGE)?.to_str().ok()?)
+}
+
+/// hyper's own message stops before the interesting part, so all causes are told.
+fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,180 @@
+//! One request's story: when it came, who answered, what it used, how it ended. All request metrics and the access log come from here,
+//! when the observer is dropped, so that no way out of the code is missed, a client that leaves included.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cortex_core::{ModelId, NodeId, Usage};
+
+use crate::metrics::Metrics;
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The answer was passed on to its end.
+    Ok,
+    /// The request was at fault, or there was no room for it (4xx).
+    Refused,
+    /// Gateway or node could not answer (5xx), or the node ended a stream with an error.
+    Failed,
+    /// The node went away in the middle of the answer.
+    Cut,
+    /// The client went away first.
+    ClientGone,
+}
+
+impl Outcome {
+    /// What an answer with this status is.
+    pub(crate) fn of_status(status: u16) -> Self {
+        match status {
+            ..400 => Self::Ok,
+            400..500 => Self::Refused,
+            _ => Self::Failed,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Cut => "cut",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
+/// Settles when dropped.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    metrics: Arc<Metrics>,
+    endpoint: &'static str,
+    request_id: String,
+    arrived: Instant,
+    /// Known to the fleet: labels must not grow with what clients invent.
+    model: Option<ModelId>,
+    node: Option<NodeId>,
+    first_byte: Option<Instant>,
+    usage: Option<Usage>,
+    status: u16,
+    streamed: bool,
+    outcome: Outcome,
+}
+
+impl Observer {
+    pub(crate) fn new(metrics: Arc<Metrics>, endpoint: &'static str, request_id: String) -> Self {
+        Self {
+            metrics,
+            endpoint,
+            request_id,
+            arrived: Instant::now(),
+            model: None,
+            node: None,
+            first_byte: None,
+            usage: None,
+            status: 0,
+            streamed: false,
+            outcome: Outcome::ClientGone,
+        }
+    }
+
+    pub(crate) fn model(&mut self, model: &ModelId) {
+        self.model = Some(model.clone());
+    }
+
+    /// Another attempt, at `node`.
+    pub(crate) fn tries(&mut self, node: &NodeId) {
+        self.node = Some(node.clone());
+    }
+
+    /// The attempt failed and the client has seen nothing of it.
+    pub(crate) fn gave_up(&self, reason: &str) {
+        let labels = [self.model_label(), self.node_label(), reason];
+        self.metrics.retries.with_label_values(&labels).inc();
+        tracing::info!(request_id = %self.request_id, model = labels[0], node = labels[1], reason, "attempt failed");
+    }
+
+    /// The head of the answer.
+    pub(crate) fn answers(&mut self, status: u16, streamed: bool) {
+        (self.status, self.streamed) = (status, streamed);
+    }
+
+    pub(crate) fn data(&mut self) {
+        self.first_byte.get_or_insert_with(Instant::now);
+    }
+
+    pub(crate) fn usage(&mut self, usage: Usage) {
+        self.usage = Some(usage);
+    }
+
+    pub(crate) fn has_usage(&self) -> bool {
+        self.usage.is_some()
+    }
+
+    /// The end, of which there is one: later calls change nothing.
+    pub(crate) fn ends(&mut self, outcome: Outcome) {
+        if self.outcome == Outcome::ClientGone {
+            self.outcome = outcome;
+        }
+    }
+
+    /// The gateway's own answer, without a node's.
+    pub(crate) fn refuses(&mut self, status: u16) {
+        self.status = status;
+        self.ends(Outcome::of_status(status));
+    }
+
+    fn model_label(&self) -> &str {
+        self.model.as_ref().map_or("", ModelId::as_str)
+    }
+
+    fn node_label(&self) -> &str {
+        self.node.as_ref().map_or("", NodeId::as_str)
+    }
+
+    fn settle(&self) {
+        let now = Instant::now();
+        let (model, node) = (self.model_label(), self.node_label());
+        self.metrics.requests.with_label_values(&[model, node, self.endpoint, self.outcome.as_str()]).inc();
+        if let Some(usage) = &self.usage {
+            self.count_tokens(usage, now);
+        }
+        if self.outcome == Outcome::Ok {
+            self.metrics.duration.with_label_values(&[model, node]).observe((now - self.arrived).as_secs_f64());
+        }
+        if let Some(first_byte) = self.first_byte {
+            self.metrics.ttft.with_label_values(&[model, node]).observe((first_byte - self.arrived).as_secs_f64());
+        }
+        tracing::info!(
+            request_id = %self.request_id,
+            endpoint = self.endpoint,
+            model,
+            node,
+            status = self.status,
+            outcome = self.outcome.as_str(),
+            ttft_ms = self.first_byte.map(|first| (first - self.arrived).as_secs_f64() * 1e3),
+            total_ms = (now - self.arrived).as_secs_f64() * 1e3,
+            prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
+            completion_tokens = self.usage.map(|usage| usage.completion_tokens),
+            "request"
+        );
+    }
+
+    fn count_tokens(&self, usage: &Usage, now: Instant) {
+        let (model, node) = (self.model_label(), self.node_label());
+        let directions = [("prompt", usage.prompt_tokens), ("cached", usage.cached_tokens), ("completion", usage.completion_tokens)];
+        for (direction, count) in directions {
+            self.metrics.tokens.with_label_values(&[model, node, direction]).inc_by(u64::from(count));
+        }
+        let streaming = self.first_byte.filter(|_| self.streamed).map(|first| (now - first).as_secs_f64());
+        if let Some(seconds) = streaming.filter(|seconds| *seconds > 0.0) {
+            self.metrics.tokens_per_second.with_label_values(&[model, node]).observe(f64::from(usage.completion_tokens) / seconds);
+        }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}

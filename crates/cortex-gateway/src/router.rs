@@ -1,0 +1,38 @@
+//! The table of contents: every path the gateway answers.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::app::App;
+use crate::controllers::{admin, chat, completions, embeddings, health, models};
+use crate::error::{no_such_method, no_such_route};
+use crate::middleware::request_log;
+
+/// For clients and operators.
+pub(crate) fn api(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(health::root))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::entry)) // ids may hold slashes
+        .route("/health", get(health::health))
+        .route("/live", get(health::live))
+        .route("/ready", get(health::ready))
+        .route("/version", get(health::version))
+        .route("/admin/fleet", get(admin::fleet))
+        .route("/admin/models/load", post(admin::load))
+        .route("/admin/models/unload", post(admin::unload))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(app)
+        .layer(axum::middleware::from_fn(request_log::attach))
+}
+
+/// For Prometheus.
+pub(crate) fn metrics(app: Arc<App>) -> Router {
+    Router::new().route("/metrics", get(health::metrics)).fallback(no_such_route).with_state(app)
+}

@@ -1,0 +1,131 @@
+//! Where a request goes: a pure function over the fleet's snapshot.
+
+mod score;
+
+use std::sync::Arc;
+
+use cortex_core::NodeId;
+use cortex_core::openai::ApiError;
+
+use crate::fleet::{Fleet, Load, LoadGuard, Node, Reach, Replica, Standing};
+use score::{LoadScore, ServeScore};
+
+/// What the decision depends on, beside the fleet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RouteRequest<'a> {
+    pub(crate) model: &'a str,
+    /// Nodes that failed this request already.
+    pub(crate) tried: &'a [NodeId],
+    /// Grows by one with each request: replicas that are equally good take turns.
+    pub(crate) turn: usize,
+}
+
+/// The decision.
+#[derive(Clone, Debug)]
+pub(crate) enum Route {
+    /// Send it there now.
+    Serve(Target),
+    /// A node can load it.
+    ColdLoad,
+}
+
+/// A loaded replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) node: Arc<Node>,
+    load: Arc<Load>,
+}
+
+impl Target {
+    /// Counts one more open request there.
+    pub(crate) fn occupy(&self) -> LoadGuard {
+        LoadGuard::take(&self.node.load, &self.load)
+    }
+}
+
+/// Why there is no route.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum RouteError {
+    #[error("the model `{0}` is not known to any node")]
+    UnknownModel(String),
+    #[error("no node can serve `{model}` now: {why}")]
+    Unreachable { model: String, why: String },
+    #[error("every node that could serve `{0}` failed this request")]
+    Exhausted(String),
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match &error {
+            RouteError::UnknownModel(model) => Self::model_not_found(model),
+            RouteError::Unreachable { .. } => {
+                Self::new(503, "server_error", Some("no_node_available"), error.to_string()).with_retry_after(1)
+            }
+            RouteError::Exhausted(_) => Self::new(502, "server_error", Some("upstream_failed"), error.to_string()).with_retry_after(1),
+        }
+    }
+}
+
+/// A ready replica with the fewest open requests; or else a node that can load the model; or else, because a node that was ejected
+/// may be back, any replica that was not tried.
+pub(crate) fn route(fleet: &Fleet, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
+    let RouteRequest { model, tried, turn } = *request;
+    let count = fleet.replicas(model).len();
+    if count == 0 {
+        return Err(unknown(fleet, model));
+    }
+    let loaded = |want: fn(&Reach) -> bool| {
+        let fit = fleet
+            .replicas(model)
+            .enumerate()
+            .filter(move |(_, (node, replica))| replica.standing == Standing::Loaded && want(&node.reach) && !tried.contains(&node.id));
+        fit.min_by_key(|(index, (node, replica))| ServeScore::of(node, replica, (count + index - turn % count) % count))
+            .map(|(_, (node, replica))| Route::Serve(Target { node: Arc::clone(node), load: Arc::clone(&replica.load) }))
+    };
+    loaded(|reach| *reach == Reach::Ready)
+        .or_else(|| load_target(fleet, model, tried).map(|_| Route::ColdLoad))
+        .or_else(|| loaded(|reach| matches!(reach, Reach::Ejected { .. } | Reach::Unknown)))
+        .ok_or_else(|| no_route(fleet, request))
+}
+
+/// Whether a ready node outside `tried` has the model in memory.
+pub(crate) fn is_loaded(fleet: &Fleet, model: &str, tried: &[NodeId]) -> bool {
+    let serves = |node: &Node, replica: &Replica| replica.standing == Standing::Loaded && node.reach == Reach::Ready;
+    fleet.replicas(model).any(|(node, replica)| serves(node, replica) && !tried.contains(&node.id))
+}
+
+/// The node that should load `model`: one that already does, or else the least busy one, with the most free memory.
+pub(crate) fn load_target<'a>(fleet: &'a Fleet, model: &str, excluded: &[NodeId]) -> Option<&'a Arc<Node>> {
+    let fit =
+        |node: &Node, replica: &Replica| replica.standing != Standing::Loaded && node.reach == Reach::Ready && !excluded.contains(&node.id);
+    let candidates = fleet.replicas(model).filter(|(node, replica)| fit(node, replica));
+    candidates.min_by_key(|(node, replica)| LoadScore::of(node, replica)).map(|(node, _)| node)
+}
+
+/// A node that was not heard of yet may have it; the client should come back rather than give up.
+fn unknown(fleet: &Fleet, model: &str) -> RouteError {
+    match fleet.nodes().iter().find(|node| node.reach == Reach::Unknown) {
+        Some(node) => RouteError::Unreachable { model: model.into(), why: format!("{} {}", node.id, state_words(&node.reach)) },
+        None => RouteError::UnknownModel(model.into()),
+    }
+}
+
+fn no_route(fleet: &Fleet, request: &RouteRequest<'_>) -> RouteError {
+    if !request.tried.is_empty() {
+        return RouteError::Exhausted(request.model.into());
+    }
+    let why: Vec<String> = fleet.replicas(request.model).map(|(node, _)| format!("{} {}", node.id, state_words(&node.reach))).collect();
+    RouteError::Unreachable { model: request.model.into(), why: why.join(", ") }
+}
+
+fn state_words(reach: &Reach) -> String {
+    match reach {
+        Reach::Unknown => "has not answered yet".into(),
+        Reach::Ready => "is busy with it".into(),
+        Reach::Draining => "is draining".into(),
+        Reach::Ejected { reason, .. } => format!("is ejected ({reason})"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+use std::time::Instant;
+
+use cortex_core::{DeviceHealth, ModelStatus, Placement};
+
+use super::*;
+use crate::fleet::tests::{fleet_of, observation};
+
+const AVAILABLE: ModelStatus = ModelStatus::Available;
+const LOADED: ModelStatus = ModelStatus::Loaded;
+const LOADING: ModelStatus = ModelStatus::Loading { percent: 3 };
+
+/// Nodes `a`, `b`, … with model `m` in these states; an ejected node is written as `!`.
+fn fleet(nodes: &[(&str, ModelStatus)]) -> Fleet {
+    let names: Vec<&str> = nodes.iter().map(|(name, _)| name.trim_start_matches('!')).collect();
+    let mut fleet = fleet_of(&names, Placement::default());
+    for ((written, status), name) in nodes.iter().zip(names) {
+        fleet = fleet.observed(&name.into(), &observation(&[("m", status.clone())]));
+        if written.starts_with('!') {
+            fleet = fleet.ejected(&name.into(), "refused", Instant::now());
+        }
+    }
+    fleet
+}
+
+/// `serve <node>`, `load <node>` or the error.
+fn decide(fleet: &Fleet, tried: &[&str], turn: usize) -> String {
+    let tried: Vec<NodeId> = tried.iter().map(|name| NodeId::from(*name)).collect();
+    match route(fleet, &RouteRequest { model: "m", tried: &tried, turn }) {
+        Ok(Route::Serve(target)) => format!("serve {}", target.node.id),
+        Ok(Route::ColdLoad) => format!("load {}", load_target(fleet, "m", &tried).expect("a node to load on").id),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn a_request_goes_where_it_is_served_best() {
+    type Case<'a> = (&'a [(&'a str, ModelStatus)], &'a [&'a str], &'a str);
+    let cases: &[Case<'_>] = &[
+        (&[("a", LOADED)], &[], "serve a"),
+        (&[("a", AVAILABLE), ("b", LOADED)], &[], "serve b"),
+        (&[("!a", LOADED), ("b", LOADED)], &[], "serve b"),
+        (&[("a", AVAILABLE), ("b", LOADING)], &[], "load b"),
+        (&[("a", ModelStatus::Failed { reason: String::new() }), ("b", AVAILABLE)], &[], "load b"),
+        (&[("a", ModelStatus::Failed { reason: String::new() })], &[], "load a"),
+        (&[("a", LOADED), ("b", LOADED)], &["a"], "serve b"),
+        (&[("a", LOADED), ("b", AVAILABLE)], &["a"], "load b"),
+        (&[("!a", LOADED), ("b", AVAILABLE)], &[], "load b"),
+        (&[("!a", LOADED)], &[], "serve a"),
+        (&[("!a", LOADED)], &["a"], "every node that could serve `m` failed this request"),
+        (&[("a", LOADED), ("b", LOADED)], &["a", "b"], "every node that could serve `m` failed this request"),
+        (&[("!a", AVAILABLE)], &[], "no node can serve `m` now: a is ejected (refused)"),
+        (&[], &[], "the model `m` is not known to any node"),
+    ];
+    for (nodes, tried, expected) in cases {
+        assert_eq!(decide(&fleet(nodes), tried, 0), *expected, "{nodes:?} without {tried:?}");
+    }
+}
+
+#[test]
+fn an_unknown_model_is_not_denied_while_a_node_has_not_answered() {
+    assert_eq!(decide(&fleet_of(&["a"], Placement::default()), &[], 0), "no node can serve `m` now: a has not answered yet");
+}
+
+#[test]
+fn the_least_busy_replica_is_first_and_equal_ones_take_turns() {
+    let fleet = fleet(&[("a", LOADED), ("b", LOADED), ("c", LOADED)]);
+    assert_eq!([0, 1, 2, 3].map(|turn| decide(&fleet, &[], turn)), ["serve a", "serve b", "serve c", "serve a"]);
+    let occupy = |turn| match route(&fleet, &RouteRequest { model: "m", tried: &[], turn }) {
+        Ok(Route::Serve(target)) => target.occupy(),
+        other => panic!("{other:?}"),
+    };
+    let guards = [occupy(0), occupy(0)];
+    assert_eq!([0, 1, 2].map(|turn| decide(&fleet, &[], turn)), ["serve c"; 3]);
+    drop(guards);
+    assert_eq!(decide(&fleet, &[], 0), "serve a");
+}
+
+#[test]
+fn a_load_goes_to_the_node_with_the_most_free_memory() {
+    let mut fleet = fleet_of(&["a", "b"], Placement::default());
+    for (name, free) in [("a", 1), ("b", 2)] {
+        let mut observation = observation(&[("m", AVAILABLE)]);
+        observation.health.devices = vec![DeviceHealth {
+            name: "cpu-0".into(),
+            memory_used_bytes: 0,
+            memory_free_bytes: free,
+            utilization_percent: None,
+            temperature_c: None,
+            poisoned: None,
+        }];
+        fleet = fleet.observed(&name.into(), &observation);
+    }
+    assert_eq!(decide(&fleet, &[], 0), "load b");
+}
+
+#[test]
+fn each_error_has_its_status_and_tells_when_to_come_back() {
+    let cases = [
+        (RouteError::UnknownModel("m".into()), 404, None),
+        (RouteError::Unreachable { model: "m".into(), why: "a is draining".into() }, 503, Some(1)),
+        (RouteError::Exhausted("m".into()), 502, Some(1)),
+    ];
+    for (error, status, retry_after_s) in cases {
+        let api = ApiError::from(error.clone());
+        assert_eq!((api.status, api.retry_after_s), (status, retry_after_s), "{error}");
+    }
+}
