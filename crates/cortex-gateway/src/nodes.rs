@@ -102,16 +102,11 @@ impl Nodes {
     where
         F: Future<Output = Result<T, ClientError>>,
     {
-        let newest = |models: &mut dyn Iterator<Item = u64>| models.max().unwrap_or(0) + 1;
-        let mut generation = match self.fleet.load().node(id) {
-            Some(node) => newest(&mut node.models.values().map(|report| report.generation)),
-            None => 1,
-        };
+        let mut generation = self.fleet.load().node(id).map_or(1, |node| newer_than(node.models.values()));
         for _ in 0..STALE_RETRIES {
             match send(generation).await {
                 Err(ClientError::Status(error)) if is_stale(&error) => {
-                    let models = client.models().await?;
-                    generation = newest(&mut models.iter().map(|report| report.generation)).max(generation + 1);
+                    generation = newer_than(&client.models().await?).max(generation + 1);
                 }
                 outcome => return outcome,
             }
@@ -136,6 +131,10 @@ impl Nodes {
 pub(crate) fn unknown_node(id: &NodeId) -> ApiError {
     let message = format!("No node is named `{id}`. GET /admin/fleet lists the nodes.");
     ApiError::new(404, "invalid_request_error", Some("node_not_found"), message).with_param("node")
+}
+
+fn newer_than<'a>(models: impl IntoIterator<Item = &'a ModelReport>) -> u64 {
+    models.into_iter().map(|report| report.generation).max().unwrap_or(0) + 1
 }
 
 fn is_stale(error: &ApiError) -> bool {

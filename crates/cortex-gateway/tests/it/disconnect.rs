@@ -1,5 +1,6 @@
 //! A client that leaves takes its work with it, in every phase.
 
+use cortex_core::config::{GatewayConfig, Millis};
 use http_body_util::BodyExt;
 use neuron_api::mock::{Faults, MockModel};
 
@@ -7,8 +8,10 @@ use crate::rig::{RawNode, Rig, chat, in_front_of, streamed, until};
 
 #[tokio::test]
 async fn leaving_while_the_node_prefills_cancels_the_generation() {
-    for body in [chat("m", "hi"), streamed("m", "hi")] {
-        let rig = Rig::start([vec![MockModel::loaded("m")]]).await;
+    // The last client has seen the head and comments already.
+    for (body, keep_alive_ms) in [(chat("m", "hi"), 60_000), (streamed("m", "hi"), 60_000), (streamed("m", "hi"), 1)] {
+        let set = |config: &mut GatewayConfig| config.timeouts.keep_alive_ms = Millis::new(keep_alive_ms);
+        let rig = Rig::with([vec![MockModel::loaded("m")]], set).await;
         rig.mock(0).set_faults("m", Faults { hang: true, ..Faults::default() });
         let client = rig.client();
         let request = tokio::spawn(async move { client.chat(&body).await });
