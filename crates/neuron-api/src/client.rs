@@ -151,17 +151,17 @@ impl Client {
             self.read(response).await
         };
         let bytes = tokio::time::timeout(wait_max, answer).await.unwrap_or_else(|_| Err(self.too_slow(wait_max)))?;
-        serde_json::from_slice(&bytes).map_err(|error| self.protocol(error))
+        serde_json::from_slice(&bytes).map_err(|error| self.protocol(error.to_string()))
     }
 
     /// The head of a good answer; a bad one becomes an error with its body read.
     async fn send(&self, method: Method, path: &str, body: Bytes, wait_max: Duration) -> Result<Response<Incoming>, ClientError> {
-        let uri: Uri = format!("{}{path}", self.endpoint).parse().map_err(|error| self.unreachable(error))?;
+        let uri = Uri::try_from(format!("{}{path}", self.endpoint)).map_err(|error| self.unreachable(error.to_string()))?;
         let mut request = Request::builder().method(method).uri(uri).header(CONTENT_TYPE, "application/json");
         if let Some(bearer) = &self.bearer {
             request = request.header(AUTHORIZATION, bearer);
         }
-        let request = request.body(Full::new(body)).map_err(|error| self.unreachable(error))?;
+        let request = request.body(Full::new(body)).map_err(|error| self.unreachable(error.to_string()))?;
         let response = tokio::time::timeout(wait_max, self.pool.request(request)).await;
         let response = response.map_err(|_| self.too_slow(wait_max))?.map_err(|error| self.unreachable(causes(&error)))?;
         if response.status().is_success() { Ok(response) } else { Err(self.refusal(response).await) }
@@ -189,16 +189,16 @@ impl Client {
         }
     }
 
-    fn unreachable(&self, reason: impl ToString) -> ClientError {
-        ClientError::Unreachable { endpoint: self.endpoint.clone(), reason: reason.to_string() }
+    fn unreachable(&self, reason: impl Into<String>) -> ClientError {
+        ClientError::Unreachable { endpoint: self.endpoint.clone(), reason: reason.into() }
     }
 
     fn too_slow(&self, wait_max: Duration) -> ClientError {
         self.unreachable(format!("no answer within {wait_max:?}"))
     }
 
-    fn protocol(&self, reason: impl ToString) -> ClientError {
-        ClientError::Protocol { endpoint: self.endpoint.clone(), reason: reason.to_string() }
+    fn protocol(&self, reason: impl Into<String>) -> ClientError {
+        ClientError::Protocol { endpoint: self.endpoint.clone(), reason: reason.into() }
     }
 }
 
@@ -269,14 +269,14 @@ impl ChatStream {
             }
         }
         if let Err(error) = parsed {
-            self.end(Some(self.client.protocol(error)));
+            self.end(Some(self.client.protocol(error.to_string())));
         }
     }
 
     fn chunk(&self, data: &str) -> Result<ChatChunk, ClientError> {
         serde_json::from_str(data).map_err(|error| match serde_json::from_str::<ErrorBody>(data) {
             Ok(body) => ClientError::Status(ApiError { status: 500, body, retry_after_s: None }),
-            Err(_) => self.client.protocol(error),
+            Err(_) => self.client.protocol(error.to_string()),
         })
     }
 

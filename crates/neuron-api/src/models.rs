@@ -46,14 +46,14 @@ pub(crate) async fn reports(State(api): State<Api>) -> Json<ModelsAnswer> {
 
 /// Runs on its own task: a caller who leaves does not leave a model half loaded.
 pub(crate) async fn load(State(api): State<Api>, JsonFields(fields): JsonFields) -> Result<Json<ModelReport>, Failure> {
-    let spec: ModelSpec = parse(fields.into_map())?;
+    let spec: ModelSpec = parse(&fields.into_map())?;
     let report = finished(tokio::spawn(async move { api.harness.load(spec).await }).await)?;
     Ok(Json(report))
 }
 
 /// Runs on its own task, like [`load`].
 pub(crate) async fn unload(State(api): State<Api>, JsonFields(fields): JsonFields) -> Result<Json<UnloadAnswer>, Failure> {
-    let request: UnloadRequest = parse(fields.into_map())?;
+    let request: UnloadRequest = parse(&fields.into_map())?;
     let model_id = request.model_id.clone();
     finished(tokio::spawn(async move { api.harness.unload(request).await }).await)?;
     Ok(Json(UnloadAnswer { model_id, unloaded: true }))
@@ -113,12 +113,12 @@ fn model_entry(api: &Api, report: ModelReport) -> ModelEntry {
 }
 
 /// Reads a body whose fields are all known; an error names the one at fault.
-fn parse<T: DeserializeOwned>(fields: Map<String, Value>) -> Result<T, ApiError> {
+fn parse<T: DeserializeOwned>(fields: &Map<String, Value>) -> Result<T, ApiError> {
     if fields.get("model_id").is_none_or(Value::is_null) {
         return Err(missing("model_id"));
     }
     serde_json::from_value(Value::Object(fields.clone())).map_err(|error| {
-        match fault(&fields, |alone| serde_json::from_value::<T>(alone).is_ok()) {
+        match fault(fields, |alone| serde_json::from_value::<T>(alone).is_ok()) {
             Some(param) => ApiError::invalid(format!("`{param}`: {error}.")).with_param(param),
             None => ApiError::invalid(format!("{error}.")),
         }

@@ -98,6 +98,12 @@ struct Running {
 }
 
 impl Running {
+    fn count_token(&self) {
+        if let Some(slot) = self.mock.state().slots.get_mut(&self.id) {
+            slot.generated_tokens_total += 1;
+        }
+    }
+
     fn end(&mut self, change: impl FnOnce(&mut super::MockCounts)) {
         self.ended = true;
         self.mock.count(change);
@@ -116,7 +122,7 @@ impl Drop for Running {
     }
 }
 
-/// `Started`, the tokens, `Finish`: a channel of one event, fed by the stream itself, so that nothing runs unless it is read.
+/// `Started`, the tokens, `Finish`. Nothing runs unless the stream is read, and what it holds is freed when it is dropped.
 fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) -> EventStream {
     let usage = plan.usage;
     let started = GenerateEvent::Started { prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens };
@@ -139,9 +145,7 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
                     running.end(|counts| counts.finished += 1);
                     return Some((Ok(event), (None, script)));
                 }
-                GenerateEvent::Text { .. } => {
-                    running.mock.state().slots.get_mut(&running.id).into_iter().for_each(|slot| slot.generated_tokens_total += 1)
-                }
+                GenerateEvent::Text { .. } => running.count_token(),
                 GenerateEvent::Started { .. } => {}
             }
             Some((Ok(event), (Some(running), script)))
@@ -161,7 +165,8 @@ async fn wait(running: &Running, model: &MockModel, place: usize) -> Result<(), 
         if model.faults.hang {
             std::future::pending::<()>().await;
         }
-        return Ok(pause(model.prefill_time).await);
+        pause(model.prefill_time).await;
+        return Ok(());
     };
     if model.faults.die_after == Some(tokens) {
         return Err(HarnessError::Internal("the mock was told to die".into()));

@@ -4,17 +4,15 @@ use insta::assert_snapshot;
 use neuron_api::mock::{MockConfig, MockNeuron};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, hello, post, send, talker};
+use crate::support::{Answer, hello, post, send, talker, with};
 
 async fn chat(fields: Value) -> Answer {
-    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = with(json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}), fields);
     send(&talker(), post("/v1/chat/completions", body)).await
 }
 
 async fn complete(fields: Value) -> Answer {
-    let mut body = json!({"model": "m", "prompt": "Hi"});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = with(json!({"model": "m", "prompt": "Hi"}), fields);
     send(&talker(), post("/v1/completions", body)).await
 }
 
@@ -74,11 +72,7 @@ async fn each_prompt_has_its_choices_and_counts_once() {
 async fn streamed_chunks_fold_into_the_whole_answer() {
     for fields in [json!({}), json!({"n": 3}), json!({"n": 2, "logprobs": true, "top_logprobs": 1}), json!({"max_tokens": 1})] {
         let whole = chat(fields.clone()).await;
-        let mut streaming = fields;
-        streaming
-            .as_object_mut()
-            .unwrap()
-            .extend([("stream".into(), json!(true)), ("stream_options".into(), json!({"include_usage": true}))]);
+        let streaming = with(fields, json!({"stream": true, "stream_options": {"include_usage": true}}));
         let streamed = chat(streaming).await;
         let mut fold = cortex_core::openai::ChatFold::default();
         let mut parser = cortex_core::sse::SseParser::new(1 << 20);

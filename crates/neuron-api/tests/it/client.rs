@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cortex_core::openai::ChatFold;
-use cortex_core::{Capability, ModelSpec, ModelStatus, UnloadRequest};
+use cortex_core::{Capability, ModelReport, ModelSpec, ModelStatus, UnloadRequest};
 use neuron_api::mock::{Faults, MockConfig, MockModel, MockNeuron};
 use neuron_api::{Client, ClientError, ClientTimeouts};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ async fn a_node_is_asked_and_told() {
     assert!(client.health().await.unwrap().ready);
     let report = client.load(&ModelSpec::new("Org/Cold")).await.unwrap();
     assert_eq!((report.status, report.capabilities), (ModelStatus::Loaded, vec![Capability::Chat]));
-    assert!(client.models().await.unwrap().iter().all(|model| model.is_loaded()));
+    assert!(client.models().await.unwrap().iter().all(ModelReport::is_loaded));
     client.unload(&UnloadRequest { model_id: "Org/Cold".into(), generation: None }).await.unwrap();
     assert_eq!(client.models().await.unwrap()[0].status, ModelStatus::Available);
 }

@@ -5,13 +5,12 @@ use cortex_core::Capability;
 use neuron_api::mock::{MockConfig, MockModel, MockNeuron};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, post, send};
+use crate::support::{Answer, post, send, with};
 
 async fn embed(fields: Value) -> Answer {
     let model = MockModel { capabilities: vec![Capability::Embeddings], ..MockModel::loaded("e") };
     let node = MockNeuron::new(MockConfig::new([model, MockModel::loaded("chat")]));
-    let mut body = json!({"model": "e", "input": ["ab", [99]]});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = with(json!({"model": "e", "input": ["ab", [99]]}), fields);
     send(&node, post("/v1/embeddings", body)).await
 }
 

@@ -3,12 +3,11 @@
 use cortex_core::{ChatPrompt, GenerateRequest, Prompt, SamplingRequest};
 use serde_json::{Value, json};
 
-use crate::support::{post, send, talker};
+use crate::support::{post, send, talker, with};
 
 async fn requests(fields: Value) -> Vec<GenerateRequest> {
     let mock = talker();
-    let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = with(json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}), fields);
     let answer = send(&mock, post("/v1/chat/completions", body)).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     mock.requests()

@@ -55,6 +55,12 @@ pub(crate) fn get(path: &str) -> Request<Body> {
     Request::get(path).body(Body::empty()).unwrap()
 }
 
+/// `base` with `fields` added or replaced.
+pub(crate) fn with(mut base: Value, fields: Value) -> Value {
+    base.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    base
+}
+
 pub(crate) async fn open(mock: &MockNeuron, request: Request<Body>) -> Response<Body> {
     open_with(mock, ApiLimits::default(), request).await
 }
