@@ -1,10 +1,13 @@
 //! All tests of this crate, one module per behaviour.
 
+mod chat_template;
 mod checkpoints;
 mod fixtures;
 mod model_config;
 mod parity;
 mod parity_driver;
 mod parity_equal;
+mod sampler;
 mod scheduling;
+mod tokenizer;
 mod weights;

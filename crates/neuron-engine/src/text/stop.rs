@@ -1,0 +1,71 @@
+//! Stop texts in a stream: the answer ends where the first of them is complete.
+
+/// Looks for stop texts in text that comes in pieces.
+///
+/// The match is the one that is complete first; of those that end at the same place, the longest. So the outcome depends on the
+/// text only, never on how it was cut into pieces.
+#[derive(Clone, Debug, Default)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    /// The end of the text so far that may still become a stop text.
+    held: String,
+    stopped: bool,
+}
+
+/// What one piece of text led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopOutcome {
+    /// Go on; this much is certainly part of the answer (perhaps nothing).
+    Text(String),
+    /// A stop text is complete. It is not part of the answer, and nothing follows.
+    Stopped {
+        /// What came before it and was not handed out yet.
+        text_before: String,
+    },
+}
+
+impl StopMatcher {
+    /// Empty stop texts are ignored.
+    pub fn new(mut stops: Vec<String>) -> Self {
+        stops.retain(|stop| !stop.is_empty());
+        Self { stops, held: String::new(), stopped: false }
+    }
+
+    /// The next piece. After a stop, every piece is dropped.
+    pub fn push(&mut self, text: &str) -> StopOutcome {
+        if self.stopped {
+            return StopOutcome::Stopped { text_before: String::new() };
+        }
+        if self.stops.is_empty() {
+            return StopOutcome::Text(text.to_owned());
+        }
+        self.held.push_str(text);
+        if let Some(start) = self.first_match() {
+            self.stopped = true;
+            let mut text_before = std::mem::take(&mut self.held);
+            text_before.truncate(start);
+            return StopOutcome::Stopped { text_before };
+        }
+        let still_possible = self.held.split_off(self.undecided());
+        StopOutcome::Text(std::mem::replace(&mut self.held, still_possible))
+    }
+
+    /// The text ended: what was held back is part of the answer after all.
+    pub fn flush(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Where the match starts that is complete first.
+    fn first_match(&self) -> Option<usize> {
+        let matches = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)));
+        matches.min().map(|(_, start)| start)
+    }
+
+    /// Where the longest ending starts that is the beginning of a stop text.
+    fn undecided(&self) -> usize {
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let earliest = self.held.len().saturating_sub(longest - 1);
+        let starts = (earliest..self.held.len()).filter(|&at| self.held.is_char_boundary(at));
+        starts.into_iter().find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..]))).unwrap_or(self.held.len())
+    }
+}
