@@ -261,7 +261,7 @@ mod tests {
             ("[{{ text.strip() }}][{{ text | trim }}][{{ text.lstrip(' a') }}]", "[a, b ,c][a, b ,c][, b ,c\n]"),
             ("{{ text.split(',') }}{{ text.split() }}", r"['  a', ' b ', 'c\n']['a,', 'b', ',c']"),
             ("{{ 'a-b-c'.split('-', 1) }}{{ 'a-b-c'.rsplit('-', maxsplit=1) }}", "['a', 'b-c']['a-b', 'c']"),
-            ("{{ 'a b  c '.split(none, 1) }}{{ ' a b  c '.rsplit(none, 1) }}", "['a', 'b  c ']['a b', 'c']"),
+            ("{{ 'a b  c '.split(none, 1) }}{{ ' a b  c '.rsplit(none, 1) }}", "['a', 'b  c '][' a b', 'c']"),
             ("{{ 'k=v=w'.partition('=') }}{{ 'kv'.rpartition('=') }}", "('k', '=', 'v=w')('', '', 'kv')"),
             ("{{ 'abc'.removeprefix('a').removesuffix('c') }}{{ '-7'.zfill(4) }}{{ 'x'.ljust(3) }}|", "b-007x  |"),
             ("{{ 'abc'[::-1] }}{{ list[::-1] }}{{ 'abc'[-1] }}{{ [1, 2, 3][1:] }}", "cba['x', 1]c[2, 3]"),
