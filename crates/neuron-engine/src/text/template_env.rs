@@ -276,7 +276,7 @@ mod tests {
             ("  {% if true %}\n  x\n  {% endif %}\ny\n", "  x\ny"),
             ("a {%- generation -%} b {%- endgeneration %} c", "ab c"),
             ("{{ strftime_now('%d %B %Y') }}", "29 February 2000"),
-            ("{{ '<' ~ n ~ '>' }}{{ '%s-%d' % ('a', 3) }}", "<3>a-3"),
+            ("{{ '<' ~ n ~ '>' }}{{ '%s-%d' | format('a', 3) }}", "<3>a-3"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source).unwrap_or_else(|e| panic!("{source}: {e}")), expected, "{source}");
