@@ -1,1 +1,6 @@
-//! neuron
+//! The node daemon: configuration, facts about the host, model sources, and the engine behind the API.
+
+pub mod config;
+pub mod logging;
+
+pub use config::NeuronConfig;
