@@ -1,6 +1,9 @@
 //! The node daemon: configuration, facts about the host, model sources, and the engine behind the API.
 
 pub mod config;
+pub mod discovery;
+pub mod gpu;
+pub mod health;
 pub mod logging;
 
 pub use config::NeuronConfig;
