@@ -2,8 +2,10 @@
 
 pub mod config;
 pub mod discovery;
+pub mod download;
 pub mod gpu;
 pub mod health;
 pub mod logging;
+pub mod source;
 
 pub use config::NeuronConfig;

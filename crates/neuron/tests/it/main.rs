@@ -1,3 +1,5 @@
 //! All tests of this crate, one module per behaviour.
 
 mod config;
+mod download;
+mod hub;
