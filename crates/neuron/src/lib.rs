@@ -5,6 +5,7 @@ pub mod discovery;
 pub mod download;
 pub mod gpu;
 pub mod health;
+pub mod images;
 pub mod logging;
 pub mod source;
 

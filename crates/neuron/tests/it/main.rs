@@ -3,3 +3,4 @@
 mod config;
 mod download;
 mod hub;
+mod images;
