@@ -1,6 +1,9 @@
 //! All tests of this crate, one module per behaviour.
 
 mod config;
+mod daemon;
 mod download;
+mod harness;
 mod hub;
 mod images;
+mod scripted;

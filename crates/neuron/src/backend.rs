@@ -1,0 +1,60 @@
+//! What the daemon needs of an inference engine. The registry is tested with another implementer than the real one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
+
+/// Loads models onto devices.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// The devices, as `/discovery` names them (`cpu-0`).
+    fn device_names(&self) -> Vec<String>;
+    /// Loads the checkpoint in `folder`. The error says what to do.
+    async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String>;
+}
+
+/// A model in memory.
+#[async_trait]
+pub trait Served: Send + Sync + 'static {
+    /// What does not change while it is loaded.
+    fn info(&self) -> ServedInfo;
+    /// Figures of this moment.
+    fn health(&self) -> ModelHealth;
+    /// As [`cortex_core::Harness::generate`]; `images` are encoded pictures in order of appearance.
+    async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError>;
+    /// As [`cortex_core::Harness::embed`].
+    async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError>;
+    /// As [`cortex_core::Harness::tokenize`].
+    async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError>;
+    /// As [`cortex_core::Harness::detokenize`].
+    fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError>;
+    /// Lets running generations end for at most `drain`, then frees everything; answers when the memory is back.
+    async fn unload(&self, drain: Duration);
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServedInfo {
+    /// The family (`qwen3_vl`).
+    pub architecture: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// What it can be asked for.
+    pub capabilities: Vec<Capability>,
+    /// The devices that hold it.
+    pub devices: Vec<String>,
+    /// Bytes of weights and KV cache on the devices.
+    pub memory_bytes: u64,
+}
+
+impl ServedInfo {
+    /// True when it reads pictures.
+    pub fn sees(&self) -> bool {
+        self.capabilities.contains(&Capability::Vision)
+    }
+}

@@ -1,0 +1,121 @@
+//! The daemon: the engine behind the API on a socket, started and stopped as one thing. `neuron` runs one for a host;
+//! `cortex up` runs one inside its own process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use cortex_core::{Harness, HarnessError, ModelId, ModelReport, ModelSpec};
+use neuron_api::ApiLimits;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::Backend;
+use crate::config::NeuronConfig;
+use crate::harness::CandleHarness;
+use crate::metrics;
+
+/// How one preload ended.
+pub type Preloaded = (ModelId, Result<ModelReport, HarnessError>);
+
+/// Starts nodes.
+pub struct Daemon;
+
+/// A node that listens. Dropping it leaves it running; [`RunningDaemon::shutdown`] ends it.
+pub struct RunningDaemon {
+    /// Where it listens; the real port where 0 was asked for.
+    pub addr: SocketAddr,
+    /// The node's abilities, for callers in the same process.
+    pub harness: Arc<CandleHarness>,
+    drain_max: Duration,
+    stop: CancellationToken,
+    server: JoinHandle<std::io::Result<()>>,
+    preloads: watch::Receiver<Option<Vec<Preloaded>>>,
+}
+
+impl Daemon {
+    /// Listens, then loads the models of `preload` in their order. Answers as soon as it listens.
+    pub async fn start_with(config: NeuronConfig, backend: Arc<dyn Backend>) -> anyhow::Result<RunningDaemon> {
+        let harness = Arc::new(CandleHarness::new(&config, backend)?);
+        let listener = TcpListener::bind(config.listen).await.with_context(|| {
+            format!("cannot listen on {}: another neuron may be running; choose another address with --listen", config.listen)
+        })?;
+        let addr = listener.local_addr()?;
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, app(harness.clone()), stop.clone()));
+        let preloads = preload(harness.clone(), &config);
+        tracing::info!(%addr, "listening");
+        Ok(RunningDaemon { addr, harness, drain_max: Duration::from_secs(config.drain_s_max), stop, server, preloads })
+    }
+}
+
+impl RunningDaemon {
+    /// Waits until every model of `preload` is loaded or has failed; in the order of the configuration.
+    pub async fn preloaded(&self) -> Vec<Preloaded> {
+        let mut preloads = self.preloads.clone();
+        preloads.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone()).unwrap_or_default()
+    }
+
+    /// Refuses what is new, lets running generations end for at most `drain_s_max`, then unloads everything. Answers when the
+    /// memory is back.
+    pub async fn shutdown(mut self) {
+        let started = Instant::now();
+        self.harness.begin_drain();
+        self.stop.cancel();
+        if tokio::time::timeout(self.drain_max, &mut self.server).await.is_err() {
+            tracing::warn!(drain_s_max = self.drain_max.as_secs(), "some generations did not end in time and are cut");
+            self.server.abort();
+        }
+        self.harness.unload_all(self.drain_max.saturating_sub(started.elapsed())).await;
+        tracing::info!("stopped");
+    }
+
+    /// Ends when the server itself ends, which it does only when its socket fails.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.server).await {
+            Ok(Ok(())) => anyhow::anyhow!("the server stopped by itself"),
+            Ok(Err(error)) => anyhow::Error::new(error).context("the server's socket failed"),
+            Err(error) => anyhow::Error::new(error).context("the server broke off"),
+        }
+    }
+}
+
+/// The API and `/metrics`.
+fn app(harness: Arc<CandleHarness>) -> Router {
+    let metrics = Router::new().route("/metrics", get(scrape)).with_state(harness.clone());
+    metrics.merge(neuron_api::router(harness, ApiLimits::default()))
+}
+
+async fn scrape(State(harness): State<Arc<CandleHarness>>) -> Response {
+    match metrics::render(&harness.health(), &harness.models()) {
+        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// One after the other: the order is the operator's, and the first is wanted first.
+fn preload(harness: Arc<CandleHarness>, config: &NeuronConfig) -> watch::Receiver<Option<Vec<Preloaded>>> {
+    let specs: Vec<ModelSpec> = config.preload.iter().map(|id| ModelSpec::new(id.clone())).collect();
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        let mut ended = Vec::with_capacity(specs.len());
+        for spec in specs {
+            ended.push((spec.model_id.clone(), harness.load(spec).await));
+        }
+        sender.send_replace(Some(ended));
+    });
+    receiver
+}

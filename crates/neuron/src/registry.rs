@@ -1,0 +1,211 @@
+//! Every model this node knows and where each stands. Pure bookkeeping: it decides what a load or an unload has to do, and the
+//! harness does it.
+
+mod entry;
+
+use std::sync::Arc;
+
+use cortex_core::{HarnessError, ModelHealth, ModelId, ModelReport, ModelSpec};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::Served;
+use entry::{Entry, State, refuse_other};
+
+/// Models known only because somebody asked for them; beyond this many, the oldest that is not in use is forgotten.
+const UNCONFIGURED_MAX: usize = 64;
+
+/// How a load ended, once it did.
+pub(crate) type Outcome = watch::Receiver<Option<Result<ModelReport, HarnessError>>>;
+
+/// The models of this node, those of the configuration first.
+#[derive(Default)]
+pub(crate) struct Registry {
+    entries: Vec<Entry>,
+    draining: bool,
+}
+
+/// What a load has to do next.
+pub(crate) enum LoadStep {
+    /// Nothing.
+    Loaded(ModelReport),
+    /// Wait for the load that is under way.
+    Join(Outcome),
+    /// The load that is under way was told to stop: wait until it has, then ask again.
+    AfterLoad(Outcome),
+    /// Wait for the unload that is under way, then ask again.
+    AfterUnload(watch::Receiver<()>),
+    /// Load it, and wait for the outcome as everybody else.
+    Start(LoadJob, Outcome),
+}
+
+/// A load that somebody must now carry out and [`Registry::settle`].
+pub(crate) struct LoadJob {
+    pub(crate) spec: ModelSpec,
+    pub(crate) outcome: watch::Sender<Option<Result<ModelReport, HarnessError>>>,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// What an unload has to do next.
+pub(crate) enum UnloadStep {
+    /// Nothing.
+    Gone,
+    /// A load was told to stop: wait until it has, then ask again.
+    AfterLoad(Outcome),
+    /// Wait for the unload that is under way.
+    Join(watch::Receiver<()>),
+    /// Unload this, then call [`Registry::unloaded`] and drop the sender.
+    Start(Arc<dyn Served>, watch::Sender<()>),
+}
+
+impl Registry {
+    pub(crate) fn new(configured: &[ModelSpec]) -> Self {
+        let entries = configured.iter().map(|spec| Entry::new(spec.model_id.clone(), Some(spec.clone()))).collect();
+        Self { entries, draining: false }
+    }
+
+    pub(crate) fn reports(&self) -> Vec<ModelReport> {
+        self.entries.iter().map(Entry::report).collect()
+    }
+
+    pub(crate) fn health(&self) -> Vec<ModelHealth> {
+        self.entries.iter().filter_map(Entry::health).collect()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// From now on nothing is loaded and nothing new is generated.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    pub(crate) fn ids(&self) -> Vec<ModelId> {
+        self.entries.iter().map(|entry| entry.id.clone()).collect()
+    }
+
+    /// The model, if it serves right now.
+    pub(crate) fn serving(&self, id: &ModelId) -> Result<Arc<dyn Served>, HarnessError> {
+        match self.entry(id).map(|entry| &entry.state) {
+            None => Err(HarnessError::ModelNotFound(id.clone())),
+            Some(_) if self.draining => Err(HarnessError::ShuttingDown),
+            Some(State::Loaded { model, .. }) => Ok(model.clone()),
+            Some(State::Unloading { .. }) => Err(HarnessError::ShuttingDown),
+            Some(_) => Err(HarnessError::ModelNotLoaded(id.clone())),
+        }
+    }
+
+    pub(crate) fn begin_load(&mut self, asked: &ModelSpec) -> Result<LoadStep, HarnessError> {
+        if self.draining {
+            return Err(HarnessError::ShuttingDown);
+        }
+        self.forget_oldest(&asked.model_id);
+        let entry = self.entry_or_new(&asked.model_id);
+        entry.see(asked.generation)?;
+        match &entry.state {
+            State::Loaded { spec, .. } => refuse_other(asked, spec).map(|()| LoadStep::Loaded(entry.report())),
+            State::Loading { spec, outcome, cancel, .. } if !cancel.is_cancelled() => {
+                refuse_other(asked, spec).map(|()| LoadStep::Join(outcome.clone()))
+            }
+            State::Loading { outcome, .. } => Ok(LoadStep::AfterLoad(outcome.clone())),
+            State::Unloading { gone } => Ok(LoadStep::AfterUnload(gone.clone())),
+            State::Available | State::Failed { .. } => {
+                let (job, outcome) = entry.start(asked);
+                Ok(LoadStep::Start(job, outcome))
+            }
+        }
+    }
+
+    /// Notes how far a load is.
+    pub(crate) fn progress(&mut self, id: &ModelId, now: u8) {
+        if let Some(State::Loading { percent, .. }) = self.entry_mut(id).map(|entry| &mut entry.state) {
+            *percent = now.min(100);
+        }
+    }
+
+    /// Notes how a load ended and answers what its waiters are to be told.
+    pub(crate) fn settle(
+        &mut self,
+        spec: ModelSpec,
+        result: Result<Arc<dyn Served>, HarnessError>,
+        load_s: f64,
+    ) -> Result<ModelReport, HarnessError> {
+        let entry = self.entry_or_new(&spec.model_id.clone());
+        match result {
+            Ok(model) => {
+                entry.info = Some(model.info());
+                entry.load_s = Some(load_s);
+                entry.state = State::Loaded { spec, model };
+                Ok(entry.report())
+            }
+            Err(HarnessError::ShuttingDown) => {
+                entry.state = State::Available;
+                Err(HarnessError::ShuttingDown)
+            }
+            Err(error) => {
+                let reason = match &error {
+                    HarnessError::CannotLoad { reason, .. } => reason.clone(),
+                    other => other.to_string(),
+                };
+                entry.state = State::Failed { reason };
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn begin_unload(&mut self, id: &ModelId, generation: Option<u64>) -> Result<UnloadStep, HarnessError> {
+        let entry = self.entry_mut(id).ok_or_else(|| HarnessError::ModelNotFound(id.clone()))?;
+        entry.see(generation)?;
+        match &entry.state {
+            State::Available => Ok(UnloadStep::Gone),
+            State::Failed { .. } => {
+                entry.state = State::Available;
+                Ok(UnloadStep::Gone)
+            }
+            State::Loading { outcome, cancel, .. } => {
+                cancel.cancel();
+                Ok(UnloadStep::AfterLoad(outcome.clone()))
+            }
+            State::Unloading { gone } => Ok(UnloadStep::Join(gone.clone())),
+            State::Loaded { model, .. } => {
+                let model = model.clone();
+                let (sender, gone) = watch::channel(());
+                entry.state = State::Unloading { gone };
+                Ok(UnloadStep::Start(model, sender))
+            }
+        }
+    }
+
+    /// The memory is back.
+    pub(crate) fn unloaded(&mut self, id: &ModelId) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.state = State::Available;
+        }
+    }
+
+    fn entry(&self, id: &ModelId) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.id == *id)
+    }
+
+    fn entry_mut(&mut self, id: &ModelId) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.id == *id)
+    }
+
+    fn entry_or_new(&mut self, id: &ModelId) -> &mut Entry {
+        let at = self.entries.iter().position(|entry| entry.id == *id).unwrap_or_else(|| {
+            self.entries.push(Entry::new(id.clone(), None));
+            self.entries.len() - 1
+        });
+        &mut self.entries[at]
+    }
+
+    fn forget_oldest(&mut self, newcomer: &ModelId) {
+        if self.entry(newcomer).is_some() || self.entries.iter().filter(|entry| entry.configured.is_none()).count() < UNCONFIGURED_MAX {
+            return;
+        }
+        if let Some(at) = self.entries.iter().position(Entry::is_forgettable) {
+            self.entries.remove(at);
+        }
+    }
+}

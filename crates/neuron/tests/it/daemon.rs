@@ -1,0 +1,143 @@
+//! The whole daemon over HTTP, with a scripted engine.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use cortex_core::{HarnessError, ModelSpec, UnloadRequest};
+use neuron::config::HubConfig;
+use neuron::{Daemon, NeuronConfig, RunningDaemon};
+use neuron_api::{Client, ClientTimeouts};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::scripted::{OPEN, Scripted};
+
+struct Scene {
+    daemon: RunningDaemon,
+    client: Client,
+    engine: Arc<Scripted>,
+    _folder: TempDir,
+}
+
+/// A daemon that preloads `preload`; its models are `a` and `b`.
+async fn scene(engine: Arc<Scripted>, preload: &[&str], drain_s_max: u64) -> Scene {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let source = folder.path().to_str().map(str::to_owned);
+    let config = NeuronConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        models: ["a", "b"].map(|id| ModelSpec { source: source.clone(), ..ModelSpec::new(id) }).into(),
+        preload: preload.iter().map(|id| (*id).into()).collect(),
+        drain_s_max,
+        hub: HubConfig { offline: true, ..HubConfig::default() },
+        ..NeuronConfig::default()
+    };
+    let daemon = Daemon::start_with(config, engine.clone()).await.expect("what the test wrote");
+    let client = Client::new(&format!("http://{}", daemon.addr), ClientTimeouts::default());
+    Scene { daemon, client, engine, _folder: folder }
+}
+
+fn hello(stream: bool) -> serde_json::Value {
+    json!({ "model": "a", "stream": stream, "messages": [{ "role": "user", "content": "hello" }] })
+}
+
+#[tokio::test]
+async fn models_are_loaded_asked_and_unloaded_over_http() {
+    let scene = scene(Scripted::new(), &[], 5).await;
+    assert_eq!(scene.client.discovery().await.unwrap().harnesses, ["candle"]);
+    assert!(scene.client.health().await.unwrap().ready);
+    assert!(scene.client.load(&ModelSpec::new("a")).await.unwrap().is_loaded());
+    let answer: serde_json::Value = scene.client.post("/v1/chat/completions", &hello(false)).await.unwrap();
+    assert_eq!(answer["choices"][0]["message"]["content"], "[]");
+    scene.client.unload(&UnloadRequest { model_id: "a".into(), generation: None }).await.unwrap();
+    assert!(scene.client.models().await.unwrap().iter().all(|model| !model.is_loaded()));
+    scene.daemon.shutdown().await;
+}
+
+#[tokio::test]
+async fn preloads_come_in_order_and_a_failed_one_stops_nobody() {
+    let engine = Scripted::new();
+    engine.fail_with.lock().unwrap().push("no memory");
+    let scene = scene(engine, &["b", "a"], 5).await;
+    let ended = scene.daemon.preloaded().await;
+    let ids: Vec<_> = ended.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["b", "a"]);
+    assert_eq!(ended[0].1, Err(HarnessError::CannotLoad { model: "b".into(), reason: "no memory".into() }));
+    assert!(ended[1].1.as_ref().is_ok_and(cortex_core::ModelReport::is_loaded));
+    scene.daemon.shutdown().await;
+}
+
+#[tokio::test]
+async fn figures_are_told_to_prometheus() {
+    let scene = scene(Scripted::new(), &["a"], 5).await;
+    scene.daemon.preloaded().await;
+    let text = get_text(&scene, "/metrics").await;
+    let expected = [
+        "neuron_ready 1",
+        "neuron_model_loaded{model=\"a\"} 1",
+        "neuron_model_loaded{model=\"b\"} 0",
+        "neuron_model_memory_bytes{model=\"a\"} 1048576",
+        "neuron_sequences_running{model=\"a\"} 1",
+        "neuron_sequences_waiting{model=\"a\"} 2",
+        "neuron_kv_blocks_used{model=\"a\"} 3",
+        "neuron_kv_blocks_total{model=\"a\"} 4",
+        "neuron_generated_tokens_total{model=\"a\"} 5",
+        "neuron_prompt_tokens_total{model=\"a\"} 6",
+        "neuron_cached_tokens_total{model=\"a\"} 7",
+        "neuron_device_poisoned{device=\"cpu-0\"} 0",
+        "neuron_device_memory_free_bytes{device=\"cpu-0\"} ",
+        "# TYPE neuron_generated_tokens_total counter",
+    ];
+    for line in expected {
+        assert!(text.contains(line), "no `{line}` in\n{text}");
+    }
+    scene.daemon.shutdown().await;
+}
+
+async fn get_text(scene: &Scene, path: &str) -> String {
+    reqwest::get(format!("http://{}{path}", scene.daemon.addr))
+        .await
+        .expect("what the test wrote")
+        .text()
+        .await
+        .expect("what the test wrote")
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_answers_end_and_frees_everything() {
+    let scene = scene(Scripted::with_gates(OPEN, OPEN, 0), &["a", "b"], 600).await;
+    scene.daemon.preloaded().await;
+    let mut chunks = scene.client.chat(&hello(true)).await.unwrap();
+    assert!(chunks.next_chunk().await.unwrap().is_ok());
+    let addr = scene.daemon.addr;
+    let shutdown = tokio::spawn(scene.daemon.shutdown());
+    while tokio::net::TcpStream::connect(addr).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!shutdown.is_finished());
+    scene.engine.answer_gate.add_permits(1);
+    while let Some(chunk) = chunks.next_chunk().await {
+        chunk.unwrap();
+    }
+    drop(chunks);
+    shutdown.await.unwrap();
+    assert_eq!(scene.engine.unloads.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_shutdown_cuts_what_does_not_end_in_time() {
+    let scene = scene(Scripted::with_gates(OPEN, OPEN, 0), &["a"], 0).await;
+    scene.daemon.preloaded().await;
+    let mut chunks = scene.client.chat(&hello(true)).await.unwrap();
+    assert!(chunks.next_chunk().await.unwrap().is_ok());
+    scene.daemon.shutdown().await;
+    assert_eq!(scene.engine.unloads.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = NeuronConfig { listen: taken.local_addr().unwrap(), ..NeuronConfig::default() };
+    let Err(error) = Daemon::start_with(config, Scripted::new()).await else { panic!("it listens twice") };
+    assert!(format!("{error:#}").contains(&taken.local_addr().unwrap().to_string()), "{error:#}");
+}
