@@ -68,3 +68,27 @@ impl From<candle_core::Error> for LoadError {
         Self::Device(error.to_string())
     }
 }
+
+/// Why a device did not do what an engine asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The step failed; the next one may succeed.
+    #[error("a step failed: {0}")]
+    Step(String),
+    /// The step panicked, so the model's state is not to be trusted.
+    #[error("a step panicked: {0}; unload the model and load it again")]
+    Panicked(String),
+    /// The device does not hold this model.
+    #[error("the device does not hold this model; load it again")]
+    NotLoaded,
+    /// The device's thread has ended.
+    #[error("the device's thread has ended; restart neuron")]
+    Gone,
+}
+
+impl DeviceError {
+    /// True when only loading the model again can help.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::Step(_))
+    }
+}

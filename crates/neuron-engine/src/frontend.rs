@@ -1,1 +1,195 @@
-//! frontend
+//! From a request to the ids that the model sees: template, tokenizer, pictures, limits. No tensors.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cortex_core::{HarnessError, Prompt, SamplingDefaults};
+
+use crate::error::LoadError;
+use crate::generation_config::sampling_defaults;
+use crate::image::positions::{Run, rope_index};
+use crate::image::{ImageProcessor, PreparedImage};
+use crate::models::config::ModelConfig;
+use crate::sequence::ImageSpan;
+use crate::text::chat_template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+
+/// What a checkpoint brings for text and pictures.
+pub struct Frontend {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    vision: Option<Vision>,
+    defaults: SamplingDefaults,
+    vocabulary: usize,
+}
+
+struct Vision {
+    processor: ImageProcessor,
+    image_token: u32,
+    positions: RopePositions,
+}
+
+/// How pictures are placed in the model's positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RopePositions {
+    /// Rows and columns (M-RoPE), as the models were trained.
+    #[default]
+    Spatial,
+    /// One after the other, like text: wrong, and kept to show the difference.
+    Sequential,
+}
+
+/// A prompt in the model's terms.
+#[derive(Debug, Default)]
+pub struct PreparedPrompt {
+    /// Token ids; each picture has as many image tokens as it has merged patches.
+    pub ids: Vec<u32>,
+    /// The pictures, in order.
+    pub images: Vec<Arc<PreparedImage>>,
+    /// Where they stand.
+    pub spans: Vec<ImageSpan>,
+    /// Positions of the prompt; absent when they just count up.
+    pub positions: Option<Arc<[[u32; 3]]>>,
+    /// What to add to an index behind the prompt.
+    pub rope_delta: i32,
+}
+
+impl Frontend {
+    /// Reads the tokenizer, the template, the sampling defaults, and for a vision model the image processor.
+    pub fn open(folder: &Path, config: &ModelConfig, positions: RopePositions) -> Result<Self, LoadError> {
+        let vision = config.vision.as_ref().map(|vision| {
+            let processor = ImageProcessor::from_folder(folder)?;
+            Ok::<_, LoadError>(Vision { processor, image_token: vision.image_token_id, positions })
+        });
+        Ok(Self {
+            tokenizer: Arc::new(Tokenizer::from_folder(folder)?),
+            template: ChatTemplate::from_folder(folder)?,
+            vision: vision.transpose()?,
+            defaults: sampling_defaults(folder)?,
+            vocabulary: config.vocab_size,
+        })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// What the checkpoint's authors prefer.
+    pub fn sampling_defaults(&self) -> &SamplingDefaults {
+        &self.defaults
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        self.tokenizer.eos_ids()
+    }
+
+    /// True if chat messages can be rendered.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// True if pictures are understood.
+    pub fn has_vision(&self) -> bool {
+        self.vision.is_some()
+    }
+
+    /// Renders and tokenizes, and places the pictures. Takes milliseconds and more: not for an async thread.
+    pub fn prepare(&self, prompt: &Prompt, images: &[Vec<u8>]) -> Result<PreparedPrompt, HarnessError> {
+        let ids = self.tokenize(prompt)?;
+        let prepared = match &self.vision {
+            Some(vision) => vision.place(ids, images)?,
+            None if images.is_empty() => PreparedPrompt { ids, ..Default::default() },
+            None => {
+                return Err(HarnessError::invalid(
+                    "messages",
+                    "this model does not see pictures; send text only, or choose a model with the `vision` capability (GET /v1/models)",
+                ));
+            }
+        };
+        if prepared.ids.is_empty() {
+            return Err(HarnessError::invalid("prompt", "the prompt is empty; send at least one token"));
+        }
+        Ok(prepared)
+    }
+
+    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, HarnessError> {
+        match prompt {
+            Prompt::Tokens(ids) => self.check_ids(ids).map(|()| ids.clone()),
+            Prompt::Text(text) => self.encode(text, true),
+            Prompt::Chat(chat) => {
+                let template = self.template.as_ref().ok_or_else(|| {
+                    HarnessError::invalid("messages", "this model has no chat template; use /v1/completions with a plain `prompt`")
+                })?;
+                let text = template.render(chat).map_err(|error| HarnessError::invalid("messages", error.to_string()))?;
+                // The template writes the special tokens itself.
+                self.encode(&text, false)
+            }
+        }
+    }
+
+    fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, HarnessError> {
+        self.tokenizer.encode(text, add_special).map_err(|error| HarnessError::invalid("prompt", error.to_string()))
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<(), HarnessError> {
+        match ids.iter().find(|&&id| id as usize >= self.vocabulary) {
+            Some(id) => {
+                Err(HarnessError::invalid("prompt", format!("token id {id} is outside the vocabulary of {} tokens", self.vocabulary)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Vision {
+    /// Widens each image token to its picture's tokens. On ids, because a text may contain anything.
+    fn place(&self, ids: Vec<u32>, images: &[Vec<u8>]) -> Result<PreparedPrompt, HarnessError> {
+        let places = ids.iter().filter(|&&id| id == self.image_token).count();
+        if places != images.len() {
+            let message = format!(
+                "the messages bring {} pictures, but the prompt has {places} places for pictures; a text must not contain the picture token itself",
+                images.len()
+            );
+            return Err(HarnessError::invalid("messages", message));
+        }
+        if images.is_empty() {
+            return Ok(PreparedPrompt { ids, ..Default::default() });
+        }
+        let images = images.iter().enumerate().map(|(i, bytes)| self.prepare(i, bytes)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.widen(&ids, images))
+    }
+
+    fn prepare(&self, index: usize, bytes: &[u8]) -> Result<Arc<PreparedImage>, HarnessError> {
+        let image = self.processor.prepare(bytes);
+        image.map(Arc::new).map_err(|error| HarnessError::invalid("messages", format!("picture {} {error}", index + 1)))
+    }
+
+    fn widen(&self, ids: &[u32], images: Vec<Arc<PreparedImage>>) -> PreparedPrompt {
+        let mut wide = Vec::new();
+        let mut spans = Vec::new();
+        let mut next = images.iter();
+        for &id in ids {
+            match (id == self.image_token).then(|| next.next()).flatten() {
+                Some(image) => {
+                    spans.push(ImageSpan { start: wide.len(), len: image.tokens(), hash: image.hash });
+                    wide.extend(std::iter::repeat_n(id, image.tokens()));
+                }
+                None => wide.push(id),
+            }
+        }
+        let (positions, rope_delta) = self.positions(wide.len(), &spans, &images);
+        PreparedPrompt { ids: wide, images, spans, positions, rope_delta }
+    }
+
+    fn positions(&self, len: usize, spans: &[ImageSpan], images: &[Arc<PreparedImage>]) -> (Option<Arc<[[u32; 3]]>>, i32) {
+        if self.positions == RopePositions::Sequential {
+            return (None, 0);
+        }
+        let runs: Vec<Run> = spans.iter().zip(images).map(|(span, image)| Run { start: span.start, grid: image.grid }).collect();
+        let found = rope_index(len, &runs, self.processor.patches().merge);
+        (Some(found.rows.into()), found.delta)
+    }
+}

@@ -53,6 +53,13 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// A convolution whose stride is its kernel: a product over its flattened `window`, `[channels, ..]`.
+    pub fn over_windows(weights: &Weights, out: usize, window: &[usize]) -> std::result::Result<Self, LoadError> {
+        let shape: Vec<usize> = std::iter::once(out).chain(window.iter().copied()).collect();
+        let weight = weights.get(&shape, "weight")?.reshape((out, window.iter().product::<usize>()))?;
+        Ok(Self { weight, bias: Some(weights.vector(out, "bias")?) })
+    }
+
     /// The rows of several projections on top of each other, so that one product computes them all.
     pub fn stacked(weights: &Weights, rows: &[Rows], input: usize, bias: bool) -> std::result::Result<Self, LoadError> {
         let part = |r: &Rows| Part::slice(format!("{}.weight", r.name), &[r.out, input], 0, r.range.clone());

@@ -7,12 +7,14 @@ pub mod llama;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod qwen3_vl;
+pub mod qwen3_vl_vision;
 pub mod registry;
 
 use candle_core::{Result, Tensor};
 use neuron_kernels::PagedBatch;
 
 use crate::cache::kv_cache::{CacheSpec, LayerCaches};
+use crate::image::{Grid, ImageFeatures};
 
 /// A decoder that continues text.
 pub trait CausalLm {
@@ -26,6 +28,13 @@ pub trait CausalLm {
 pub trait Encoder {
     /// One vector per segment: `[S, hidden]`, f32, pooled and normalised as the checkpoint says. `ids` is `[T]` u32.
     fn encode(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor>;
+}
+
+/// The eyes of a model.
+pub trait VisionTower {
+    /// The features of some pictures. `pixels` are their patches, `[P, channels * frames * side * side]`, in merge order; `grids` says
+    /// which belong to which.
+    fn encode(&self, pixels: &Tensor, grids: &[Grid]) -> Result<ImageFeatures>;
 }
 
 /// One step's input: T tokens of several sequences laid end to end.

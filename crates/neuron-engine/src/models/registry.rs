@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::config::fields::Fields;
 use super::config::{ModelConfig, Network};
-use super::{CausalLm, Encoder, bert, decoder, llama, qwen3, qwen3_moe, qwen3_vl};
+use super::qwen3_vl_vision::VisionSwitches;
+use super::{CausalLm, Encoder, VisionTower, bert, decoder, llama, qwen3, qwen3_moe, qwen3_vl, qwen3_vl_vision};
 use crate::device::collective::{Collective, Shard};
 use crate::error::LoadError;
 use crate::layers::ranks::Ranks;
@@ -59,6 +60,12 @@ pub fn build(config: &ModelConfig, weights: &Weights, comm: Arc<dyn Collective>,
         Network::Decoder(config) => Ok(Model::Causal(Box::new(decoder::ForCausalLm::load(config, weights, &ranks)?))),
         Network::Bert(config) => Ok(Model::Encoder(Box::new(bert::Model::load(config, weights)?))),
     }
+}
+
+/// The eyes of a model that has them. Every rank holds all of them.
+pub fn build_vision(config: &ModelConfig, weights: &Weights, switches: VisionSwitches) -> Result<Option<Box<dyn VisionTower>>, LoadError> {
+    let tower = |vision| qwen3_vl_vision::Model::load(vision, &weights.pp("model.visual"), switches);
+    Ok(config.vision.as_ref().map(tower).transpose()?.map(|tower| Box::new(tower) as Box<dyn VisionTower>))
 }
 
 fn find(fields: &Fields) -> Result<Architecture, LoadError> {

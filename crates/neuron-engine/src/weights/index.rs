@@ -35,7 +35,7 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
 fn open_single(source: PathBuf) -> Result<Checkpoint, LoadError> {
     let file = SafetensorsFile::open(&source)?;
     let places = file.names().into_iter().map(|name| (name, Place { file: 0, used: AtomicBool::new(false) })).collect();
-    Ok(Checkpoint { source, files: vec![file], places })
+    Ok(Checkpoint { source, files: vec![file], places, loaded_bytes: 0.into() })
 }
 
 fn open_sharded(folder: &Path, source: PathBuf) -> Result<Checkpoint, LoadError> {
@@ -59,7 +59,7 @@ fn open_sharded(folder: &Path, source: PathBuf) -> Result<Checkpoint, LoadError>
         }
         places.insert(name, Place { file, used: AtomicBool::new(false) });
     }
-    Ok(Checkpoint { source, files, places })
+    Ok(Checkpoint { source, files, places, loaded_bytes: 0.into() })
 }
 
 fn open_shard(folder: &Path, file_name: &str, index: &Path) -> Result<SafetensorsFile, LoadError> {

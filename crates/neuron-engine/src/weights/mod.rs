@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ::safetensors::tensor::TensorInfo;
 use candle_core::{DType, Device, Tensor};
@@ -51,6 +51,7 @@ struct Checkpoint {
     source: PathBuf,
     files: Vec<SafetensorsFile>,
     places: BTreeMap<String, Place>,
+    loaded_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -120,6 +121,11 @@ impl Weights {
         self.checkpoint.places.iter().filter_map(|(name, place)| self.checkpoint.files[place.file].info(name)).fold(Totals::default(), sum)
     }
 
+    /// Bytes on the device of all tensors read so far.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.checkpoint.loaded_bytes.load(Ordering::Relaxed)
+    }
+
     /// The tensors of the whole checkpoint that nobody has read so far, in alphabetical order.
     pub fn unread(&self) -> Vec<&str> {
         let unread = |place: &Place| !place.used.load(Ordering::Relaxed);
@@ -148,6 +154,7 @@ impl Weights {
             found.file.read(found.info, found.stored, part, &mut elements)?;
             found.place.used.store(true, Ordering::Relaxed);
         }
+        self.checkpoint.loaded_bytes.fetch_add(size_of_val(elements.as_slice()) as u64, Ordering::Relaxed);
         Ok(Tensor::from_vec(elements, stacked_shape(parts), &self.device)?)
     }
 

@@ -2,6 +2,8 @@
 
 mod chat_template;
 mod checkpoints;
+mod demo;
+mod engine;
 mod fixtures;
 mod model_config;
 mod parity;
@@ -10,4 +12,5 @@ mod parity_equal;
 mod sampler;
 mod scheduling;
 mod tokenizer;
+mod vision;
 mod weights;

@@ -1,0 +1,151 @@
+//! One generation as its client sees it: tokens from the engine become text, until a stop text, the end, or nobody listens.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cortex_core::harness::{TokenChoice, TokenLogprob};
+use cortex_core::{EventStream, FinishReason, GenerateEvent, HarnessError, Usage};
+use futures::StreamExt;
+use futures::stream::unfold;
+use tokio::sync::mpsc;
+
+use crate::sampler::Sampled;
+use crate::text::detokenizer::Detokenizer;
+use crate::text::stop::{StopMatcher, StopOutcome};
+use crate::text::tokenizer::Tokenizer;
+
+/// What the engine says of one sequence.
+#[derive(Debug)]
+pub enum TokenEvent {
+    /// The prompt is in the cache.
+    Started {
+        /// Tokens found in the prefix cache.
+        cached_tokens: u32,
+    },
+    /// One more token of the answer.
+    Token(Sampled),
+    /// The end. `ended_by_token` counts the end-of-turn token, which is no part of the text.
+    Finish {
+        /// Why.
+        reason: FinishReason,
+        /// An end-of-turn token was drawn.
+        ended_by_token: bool,
+    },
+    /// The node gave up.
+    Failed(HarnessError),
+}
+
+/// The engine's side and the client's side of one generation. Dropping the receiver cancels it.
+///
+/// The channel holds a whole answer: the engine never waits for a slow reader, and memory stays bounded by `max_tokens`.
+pub fn channel(max_tokens: usize) -> (mpsc::Sender<TokenEvent>, mpsc::Receiver<TokenEvent>) {
+    mpsc::channel(max_tokens + 2)
+}
+
+/// Turns token events into the events of [`EventStream`].
+pub fn event_stream(tokens: mpsc::Receiver<TokenEvent>, tokenizer: Arc<Tokenizer>, prompt_tokens: u32, stop: Vec<String>) -> EventStream {
+    let state = Generation {
+        tokens: Some(tokens),
+        detokenizer: Detokenizer::new(tokenizer.clone(), true),
+        tokenizer,
+        stop: StopMatcher::new(stop),
+        usage: Usage { prompt_tokens, ..Usage::default() },
+        ready: VecDeque::new(),
+    };
+    unfold(state, |mut state| async move { state.next().await.map(|event| (event, state)) }).boxed()
+}
+
+struct Generation {
+    /// `None` once the end was seen or a stop text matched: dropping it is what cancels the sequence.
+    tokens: Option<mpsc::Receiver<TokenEvent>>,
+    tokenizer: Arc<Tokenizer>,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    usage: Usage,
+    ready: VecDeque<Result<GenerateEvent, HarnessError>>,
+}
+
+impl Generation {
+    async fn next(&mut self) -> Option<Result<GenerateEvent, HarnessError>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            let event = self.tokens.as_mut()?.recv().await;
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Option<TokenEvent>) {
+        match event {
+            Some(TokenEvent::Started { cached_tokens }) => {
+                self.usage.cached_tokens = cached_tokens;
+                self.ready.push_back(Ok(GenerateEvent::Started { prompt_tokens: self.usage.prompt_tokens, cached_tokens }));
+            }
+            Some(TokenEvent::Token(sampled)) => self.token(&sampled),
+            Some(TokenEvent::Finish { reason, ended_by_token }) => {
+                self.usage.completion_tokens += u32::from(ended_by_token);
+                self.end(reason);
+            }
+            Some(TokenEvent::Failed(error)) => self.fail(error),
+            None => self.fail(HarnessError::ShuttingDown),
+        }
+    }
+
+    fn token(&mut self, sampled: &Sampled) {
+        self.usage.completion_tokens += 1;
+        let logprobs = self.logprobs(sampled);
+        let text = self.detokenizer.push(sampled.token);
+        match self.stop.push(&text) {
+            StopOutcome::Text(text) => self.text(text, logprobs),
+            StopOutcome::Stopped { text_before } => {
+                self.text(text_before, logprobs);
+                self.finish(FinishReason::Stop);
+            }
+        }
+    }
+
+    /// The last, perhaps incomplete, characters can still complete a stop text.
+    fn end(&mut self, reason: FinishReason) {
+        let tail = self.detokenizer.flush();
+        match self.stop.push(&tail) {
+            StopOutcome::Text(text) => {
+                let held = self.stop.flush();
+                self.text(text + &held, Vec::new());
+                self.finish(reason);
+            }
+            StopOutcome::Stopped { text_before } => {
+                self.text(text_before, Vec::new());
+                self.finish(FinishReason::Stop);
+            }
+        }
+    }
+
+    fn text(&mut self, text: String, logprobs: Vec<TokenLogprob>) {
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.ready.push_back(Ok(GenerateEvent::Text { text, logprobs }));
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        self.ready.push_back(Ok(GenerateEvent::Finish { reason, usage: self.usage }));
+        self.tokens = None;
+    }
+
+    fn fail(&mut self, error: HarnessError) {
+        self.ready.push_back(Err(error));
+        self.tokens = None;
+    }
+
+    fn logprobs(&self, sampled: &Sampled) -> Vec<TokenLogprob> {
+        let choice = |id: u32, logprob: f32| {
+            let bytes = self.tokenizer.token_bytes(id);
+            TokenChoice { id, text: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob }
+        };
+        let entry = sampled.logprob.as_ref().map(|found| TokenLogprob {
+            chosen: choice(sampled.token, found.chosen),
+            top: found.top.iter().map(|&(id, logprob)| choice(id, logprob)).collect(),
+        });
+        entry.into_iter().collect()
+    }
+}

@@ -1,0 +1,222 @@
+//! A model in memory, as a node's harness sees it: ask it, watch it, unload it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelId, Prompt};
+use futures::future::join_all;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::cache::kv_cache::BLOCK_SIZE;
+use crate::device::RankGroup;
+use crate::device::command::ModelKey;
+use crate::engine::{EngineCommand, Submission};
+use crate::frontend::{Frontend, PreparedPrompt};
+use crate::generation::{channel, event_stream};
+use crate::sequence::{Sequence, SequenceId};
+use crate::stats::EngineStats;
+
+/// What is known of a loaded model.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// The id clients use.
+    pub id: ModelId,
+    /// `model_type` of its configuration.
+    pub architecture: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Longest sequence in tokens.
+    pub context: usize,
+    /// What it can be asked for.
+    pub capabilities: Vec<Capability>,
+    /// Names of its device threads, in rank order.
+    pub devices: Vec<String>,
+    /// Bytes of weights on all devices.
+    pub weight_bytes: u64,
+    /// Bytes of KV cache on all devices.
+    pub kv_bytes: u64,
+    /// How long the load took.
+    pub load_time: Duration,
+}
+
+/// A model in memory. Cheap to clone; every clone is the same model.
+#[derive(Clone)]
+pub struct LoadedModel {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) info: ModelInfo,
+    pub(crate) frontend: Arc<Frontend>,
+    pub(crate) ranks: RankGroup,
+    pub(crate) key: ModelKey,
+    pub(crate) stats: Arc<EngineStats>,
+    /// Absent for an encoder.
+    pub(crate) engine: Option<EngineDoor>,
+    /// Prompts prepared at the same time.
+    pub(crate) preparing: Semaphore,
+    pub(crate) next_sequence: AtomicU64,
+}
+
+/// The way into the engine, and the places to wait in front of it.
+pub(crate) struct EngineDoor {
+    pub(crate) commands: mpsc::Sender<EngineCommand>,
+    /// Permits are KV blocks of waiting prompts; a sequence gives its own back when it first runs.
+    pub(crate) places: Arc<Semaphore>,
+}
+
+/// Tokens that one call of an encoder may take.
+const ENCODE_TOKENS_MAX: usize = 8192;
+
+impl LoadedModel {
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// Its figures of this moment.
+    pub fn health(&self) -> ModelHealth {
+        self.inner.stats.report(&self.inner.info.id)
+    }
+
+    /// How often a sequence lost its blocks to another and was computed anew.
+    pub fn preemptions(&self) -> u64 {
+        self.inner.stats.preemptions()
+    }
+
+    /// Admits a request and answers with its events. `images` are the encoded pictures in the order in which the messages show them.
+    pub async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError> {
+        let door = self.door()?;
+        let prompt = self.prepare(request.prompt.clone(), images).await?;
+        let context = self.inner.info.context;
+        let prompt_len = prompt.ids.len();
+        if prompt_len >= context {
+            return Err(HarnessError::ContextLength { prompt_tokens: prompt_len, context });
+        }
+        let answer_max = request.max_tokens.map_or(context - prompt_len, |asked| (asked as usize).clamp(1, context - prompt_len));
+        let sequence = self.sequence(&request, &prompt, prompt_len + answer_max)?;
+        let place = self.place(door, prompt_len)?;
+        let (events, tokens) = channel(answer_max);
+        let submission = Submission { sequence, images: prompt.images, events, place };
+        match door.commands.try_send(EngineCommand::Submit(Box::new(submission))) {
+            Ok(()) => Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop)),
+            Err(TrySendError::Full(_)) => Err(self.overloaded("the queue of this model is full", prompt_len)),
+            Err(TrySendError::Closed(_)) => Err(HarnessError::ShuttingDown),
+        }
+    }
+
+    /// One vector per input.
+    pub async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError> {
+        if self.inner.engine.is_some() {
+            return Err(HarnessError::invalid("model", "this model makes no embeddings; GET /v1/models lists the `embeddings` capability"));
+        }
+        let mut texts = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let ids = self.prepare(input, Vec::new()).await?.ids;
+            if ids.len() > self.inner.info.context {
+                return Err(HarnessError::ContextLength { prompt_tokens: ids.len(), context: self.inner.info.context });
+            }
+            texts.push(ids);
+        }
+        let prompt_tokens = texts.iter().map(Vec::len).sum::<usize>() as u32;
+        let mut vectors = Vec::with_capacity(texts.len());
+        for batch in batches(texts) {
+            let encoded = self.inner.ranks.first().encode(self.inner.key, batch).await;
+            vectors.extend(encoded.map_err(|error| HarnessError::Internal(error.to_string()))?);
+        }
+        Ok(Embeddings { vectors, prompt_tokens })
+    }
+
+    /// The ids that `prompt` would be sent to the model as.
+    pub async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError> {
+        Ok(self.prepare(prompt, images).await?.ids)
+    }
+
+    /// The text of `ids`, special tokens included.
+    pub fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError> {
+        self.inner.frontend.check_ids(ids)?;
+        Ok(self.inner.frontend.tokenizer().decode(ids, false))
+    }
+
+    /// Takes nothing more, lets what runs finish for at most `drain`, and answers when the memory is back.
+    pub async fn unload(&self, drain: Duration) {
+        if let Some(door) = &self.inner.engine {
+            let (done, drained) = oneshot::channel();
+            let command = EngineCommand::Drain { until: Instant::now() + drain, done };
+            if door.commands.send(command).await.is_ok() {
+                // An engine that ended without an answer has nothing left to drain.
+                let _ = drained.await;
+            }
+        }
+        join_all(self.inner.ranks.devices().iter().map(|device| device.unload(self.inner.key))).await;
+    }
+
+    fn door(&self) -> Result<&EngineDoor, HarnessError> {
+        let door = self
+            .inner
+            .engine
+            .as_ref()
+            .ok_or_else(|| HarnessError::invalid("model", "this model makes embeddings only; use /v1/embeddings, or another model"))?;
+        if self.inner.stats.servable() {
+            Ok(door)
+        } else {
+            Err(HarnessError::Internal("this model failed in an earlier step; unload it and load it again".into()))
+        }
+    }
+
+    async fn prepare(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<PreparedPrompt, HarnessError> {
+        let _turn = self.inner.preparing.acquire().await.map_err(|_| HarnessError::ShuttingDown)?;
+        let frontend = self.inner.frontend.clone();
+        let work = tokio::task::spawn_blocking(move || frontend.prepare(&prompt, &images));
+        work.await.map_err(|error| HarnessError::Internal(format!("preparing the prompt failed: {error}")))?
+    }
+
+    fn sequence(&self, request: &GenerateRequest, prompt: &PreparedPrompt, total_len_max: usize) -> Result<Sequence, HarnessError> {
+        let frontend = &self.inner.frontend;
+        let biased: Vec<u32> = request.sampling.logit_bias.iter().map(|(id, _)| *id).collect();
+        frontend.check_ids(&biased).map_err(|error| HarnessError::invalid("logit_bias", error.to_string()))?;
+        let id = SequenceId(self.inner.next_sequence.fetch_add(1, Relaxed));
+        let mut sequence = Sequence::new(id, prompt.ids.clone(), total_len_max);
+        let fresh_seed = RandomState::new().hash_one(id.0);
+        sequence.sampling = Arc::new(request.sampling.resolve(frontend.sampling_defaults(), fresh_seed));
+        sequence.logprobs = request.logprobs;
+        sequence.images = prompt.spans.clone();
+        sequence.positions = prompt.positions.clone();
+        sequence.rope_delta = prompt.rope_delta;
+        Ok(sequence)
+    }
+
+    fn place(&self, door: &EngineDoor, prompt_len: usize) -> Result<OwnedSemaphorePermit, HarnessError> {
+        let blocks = prompt_len.div_ceil(BLOCK_SIZE) as u32;
+        let place = door.places.clone().try_acquire_many_owned(blocks);
+        place.map_err(|_| self.overloaded("the prompts that wait already fill the queue", prompt_len))
+    }
+
+    fn overloaded(&self, message: &str, prompt_len: usize) -> HarnessError {
+        HarnessError::Overloaded { message: message.into(), retry_after_s: self.inner.stats.wait_s(prompt_len as u64) }
+    }
+}
+
+/// Cuts inputs into calls of at most [`ENCODE_TOKENS_MAX`] tokens, or of one input.
+fn batches(texts: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
+    let mut batches: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut tokens = 0;
+    for text in texts {
+        tokens += text.len();
+        match batches.last_mut() {
+            Some(batch) if tokens <= ENCODE_TOKENS_MAX => batch.push(text),
+            _ => {
+                tokens = text.len();
+                batches.push(vec![text]);
+            }
+        }
+    }
+    batches
+}
