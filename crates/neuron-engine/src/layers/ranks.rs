@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn shares_are_even_and_scarce_heads_are_held_twice() {
-        let cases: [(usize, usize, usize, Option<Range<usize>>, Option<Range<usize>>); 6] = [
+        let cases = [
             (8, 0, 1, Some(0..8), Some(0..8)),
             (8, 1, 2, Some(4..8), Some(4..8)),
             (2, 2, 4, None, Some(1..2)),

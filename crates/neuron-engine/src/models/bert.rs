@@ -1,12 +1,11 @@
 //! BERT as sentence-transformers uses it: a bidirectional encoder whose rows are pooled into one vector per text.
 
-use std::path::Path;
-
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::Encoder;
 use super::config::fields::Fields;
 use super::config::{ModelConfig, Network};
+use super::pooling::Pooling;
 use super::registry::Source;
 use crate::error::LoadError;
 use crate::layers::embedding::Embedding;
@@ -39,8 +38,6 @@ pub struct Config {
     pub layer_norm_eps: f32,
     /// How rows become a vector.
     pub pooling: Pooling,
-    /// Whether vectors are scaled to length one.
-    pub normalise: bool,
 }
 
 /// The two forms of GELU.
@@ -52,19 +49,9 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// How a text's rows become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// Their mean.
-    Mean,
-    /// The first row.
-    Cls,
-}
-
 /// Reads a BERT `config.json` and the sentence-transformers files beside it.
 pub fn config(source: &Source) -> Loaded<ModelConfig> {
     let fields = &source.fields;
-    let (pooling, normalise) = pooling(source.folder)?;
     let config = Config {
         vocab_size: fields.size("vocab_size")?,
         positions: fields.size("max_position_embeddings")?,
@@ -75,8 +62,7 @@ pub fn config(source: &Source) -> Loaded<ModelConfig> {
         heads: fields.size("num_attention_heads")?,
         activation: activation(fields)?,
         layer_norm_eps: fields.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32,
-        pooling,
-        normalise,
+        pooling: Pooling::read(source.folder)?,
     };
     if !config.hidden_size.is_multiple_of(config.heads) {
         let what = format!("must be a multiple of num_attention_heads ({}), but is {}", config.heads, config.hidden_size);
@@ -103,47 +89,6 @@ fn activation(fields: &Fields) -> Loaded<Activation> {
         "gelu" => Ok(Activation::GeluErf),
         "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         _ => Err(fields.unsupported("hidden_act", name, "only `gelu`, `gelu_new` and `gelu_pytorch_tanh` can be served")),
-    }
-}
-
-/// One step of a sentence-transformers pipeline.
-#[derive(serde::Deserialize)]
-struct Module {
-    path: String,
-    r#type: String,
-}
-
-/// Pooling and normalising as `modules.json` lists them; a folder without it means the mean, as sentence-transformers takes it.
-fn pooling(folder: &Path) -> Loaded<(Pooling, bool)> {
-    let file = folder.join("modules.json");
-    if !file.exists() {
-        return Ok((Pooling::Mean, false));
-    }
-    let text = std::fs::read(&file).map_err(|source| LoadError::Unreadable { file: file.clone(), source })?;
-    let modules: Vec<Module> =
-        serde_json::from_slice(&text).map_err(|error| LoadError::Malformed { file: file.clone(), what: error.to_string() })?;
-    let (mut pooling, mut normalise) = (Pooling::Mean, false);
-    for module in modules {
-        match module.r#type.rsplit('.').next() {
-            Some("Transformer") => {}
-            Some("Pooling") => pooling = pooling_mode(&folder.join(&module.path).join("config.json"))?,
-            Some("Normalize") => normalise = true,
-            _ => return Err(LoadError::Unsupported(format!("the module `{}` in `{}`", module.r#type, file.display()))),
-        }
-    }
-    Ok((pooling, normalise))
-}
-
-fn pooling_mode(file: &Path) -> Loaded<Pooling> {
-    let fields = Fields::read(file, "modules.json names it; download the model again")?;
-    let on = |mode: &str| fields.flag_or(mode, false);
-    let others =
-        ["pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"];
-    let others = others.into_iter().map(on).collect::<Loaded<Vec<_>>>()?.contains(&true);
-    match (fields.optional_text("pooling_mode")?.as_deref(), on("pooling_mode_mean_tokens")?, on("pooling_mode_cls_token")?, others) {
-        (Some("mean"), ..) | (None, true, false, false) => Ok(Pooling::Mean),
-        (Some("cls"), ..) | (None, false, true, false) => Ok(Pooling::Cls),
-        _ => Err(LoadError::Unsupported(format!("the pooling that `{}` asks for; only mean or cls, one of them", file.display()))),
     }
 }
 
@@ -287,14 +232,6 @@ impl Model {
         let embedded = self.embeddings.forward(ids, &positions)?;
         self.layers.iter().try_fold(embedded, |x, layer| layer.forward(&x, segment_lens))
     }
-
-    /// A text's rows `[len, H]` to its vector `[1, H]`.
-    fn pool(&self, rows: &Tensor) -> Result<Tensor> {
-        match self.config.pooling {
-            Pooling::Mean => rows.mean_keepdim(0),
-            Pooling::Cls => rows.narrow(0, 0, 1),
-        }
-    }
 }
 
 impl Encoder for Model {
@@ -303,15 +240,6 @@ impl Encoder for Model {
             candle_core::bail!("a text of {len} tokens; this model takes 1 to {}", self.config.positions);
         }
         let x = self.forward(ids, segment_lens)?.to_dtype(DType::F32)?;
-        let starts = segment_lens.iter().scan(0, |next, len| Some(std::mem::replace(next, *next + len)));
-        let pooled = starts.zip(segment_lens).map(|(start, len)| self.pool(&x.narrow(0, start, *len)?)).collect::<Result<Vec<_>>>()?;
-        let pooled = Tensor::cat(&pooled, 0)?; // [S, H]
-        if self.config.normalise { normalise(&pooled) } else { Ok(pooled) }
+        self.config.pooling.forward(&x, segment_lens)
     }
-}
-
-/// Rows scaled to length one; a row of zeros stays.
-fn normalise(rows: &Tensor) -> Result<Tensor> {
-    let lengths = rows.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
-    rows.broadcast_div(&lengths)
 }

@@ -4,6 +4,7 @@ pub mod bert;
 pub mod config;
 pub mod decoder;
 pub mod llama;
+pub mod pooling;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod qwen3_vl;

@@ -31,7 +31,7 @@ fn seeing(source: &Source, decoder: impl FnOnce(&Fields) -> Result<Config, LoadE
 }
 
 fn vision(fields: &Fields) -> Result<VisionConfig, LoadError> {
-    let token = |name: &str| fields.size(name).map(|id| id as u32);
+    let token = |name: &str| fields.count(name).map(|id| id as u32);
     Ok(VisionConfig {
         image_token_id: token("image_token_id")?,
         video_token_id: token("video_token_id")?,

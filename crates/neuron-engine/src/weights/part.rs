@@ -53,15 +53,15 @@ mod tests {
 
     #[test]
     fn a_slice_is_as_few_runs_as_its_dimension_allows() {
-        let cases: [(Part, &[usize], &[(usize, usize)]); 5] = [
-            (Part::whole("x", &[4, 6]), &[4, 6], &[(0, 24)]),
-            (Part::slice("x", &[4, 6], 0, 1..3), &[2, 6], &[(6, 12)]),
-            (Part::slice("x", &[3, 6], 1, 2..4), &[3, 2], &[(2, 2), (8, 2), (14, 2)]),
-            (Part::slice("x", &[2, 3, 4], 1, 1..2), &[2, 1, 4], &[(4, 4), (16, 4)]),
-            (Part::whole("x", &[]), &[], &[(0, 1)]),
+        let cases = [
+            (Part::whole("x", &[4, 6]), vec![4, 6], vec![(0, 24)]),
+            (Part::slice("x", &[4, 6], 0, 1..3), vec![2, 6], vec![(6, 12)]),
+            (Part::slice("x", &[3, 6], 1, 2..4), vec![3, 2], vec![(2, 2), (8, 2), (14, 2)]),
+            (Part::slice("x", &[2, 3, 4], 1, 1..2), vec![2, 1, 4], vec![(4, 4), (16, 4)]),
+            (Part::whole("x", &[]), vec![], vec![(0, 1)]),
         ];
         for (part, shape, runs) in cases {
-            assert_eq!((part.slice_shape().as_slice(), part.runs().collect::<Vec<_>>().as_slice()), (shape, runs), "{part:?}");
+            assert_eq!((part.slice_shape(), part.runs().collect()), (shape, runs), "{part:?}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! All tests of this crate, one module per behaviour.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 mod chat_template;
 mod checkpoints;
 mod demo;

@@ -8,13 +8,15 @@ use neuron_engine::device::collective::{Shard, Solo};
 use neuron_engine::layers::rotary::Rotary;
 use neuron_engine::models::config::{Network, VisionConfig};
 use neuron_engine::models::decoder;
+use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
 use neuron_engine::models::registry::{self, Model};
 use neuron_engine::models::{Encoder, Visual};
 use neuron_engine::weights::Precision;
 use serde_json::Value;
 
+use crate::checkpoints::Copied;
 use crate::fixtures::{self, FixtureSet};
-use crate::parity_driver::{Driver, Line, Rows, assert_close, open};
+use crate::parity_driver::{Driver, Line, Rows, assert_close, assert_same, open};
 
 const LOGITS: f32 = 2e-4;
 const ROPE: f32 = 2e-5;
@@ -72,7 +74,7 @@ fn every_encoder_gives_the_reference_vectors_alone_and_in_a_batch() {
     for (set, name) in all_checkpoints() {
         let (config, weights) = open(&set.checkpoint(&name), Precision::CPU);
         match registry::build(&config, &weights, Arc::new(Solo), Shard::WHOLE).unwrap() {
-            Model::Encoder(encoder) => compare_encoder(encoder.as_ref(), &set.tensors(&format!("{name}/batch")), &name),
+            Model::Encoder(encoder) => compare_encoder(encoder.as_ref(), &set.tensors(&format!("{name}/batch")), "normalized", &name),
             Model::Causal(_) => continue,
         }
         assert!(weights.unread().iter().all(|tensor| tensor.starts_with("pooler.")), "{name}: {:?}", weights.unread());
@@ -82,13 +84,42 @@ fn every_encoder_gives_the_reference_vectors_alone_and_in_a_batch() {
 }
 
 #[test]
-fn every_weight_of_a_language_model_is_read() {
-    for (set, name) in all_checkpoints() {
+fn vectors_are_pooled_as_the_folder_says() {
+    const TRANSFORMER: &str = r#"{"path":"","type":"sentence_transformers.models.Transformer"}"#;
+    const POOLING: &str = r#"{"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}"#;
+    const NORMALISE: &str = r#"{"path":"2_Normalize","type":"sentence_transformers.models.Normalize"}"#;
+    let cases = [
+        (Some(vec![TRANSFORMER, POOLING, NORMALISE]), r#"{"pooling_mode":"mean"}"#, "normalized"),
+        (Some(vec![TRANSFORMER, POOLING]), r#"{"pooling_mode_mean_tokens":true,"pooling_mode_cls_token":false}"#, "mean_pooled"),
+        (Some(vec![TRANSFORMER, POOLING]), r#"{"pooling_mode_cls_token":true}"#, "cls"),
+        (None, "{}", "mean_pooled"),
+    ];
+    for (set, name) in all_checkpoints().into_iter().filter(|(set, name)| is_encoder(set, name)) {
+        for (modules, pooling, expected) in &cases {
+            let copy = Copied::of(&set.checkpoint(&name)).write();
+            std::fs::create_dir(copy.path().join("1_Pooling")).unwrap();
+            std::fs::write(copy.path().join("1_Pooling/config.json"), pooling).unwrap();
+            if let Some(modules) = modules {
+                std::fs::write(copy.path().join("modules.json"), format!("[{}]", modules.join(","))).unwrap();
+            }
+            let (config, weights) = open(copy.path(), Precision::CPU);
+            let Ok(Model::Encoder(encoder)) = registry::build(&config, &weights, Arc::new(Solo), Shard::WHOLE) else { panic!("{name}") };
+            compare_encoder(encoder.as_ref(), &set.tensors(&format!("{name}/batch")), expected, &name);
+        }
+    }
+}
+
+fn is_encoder(set: &FixtureSet, name: &str) -> bool {
+    matches!(open(&set.checkpoint(name), Precision::CPU).0.network, Network::Bert(_))
+}
+
+#[test]
+fn every_weight_of_a_decoder_and_its_eyes_is_read() {
+    for (set, name) in all_checkpoints().into_iter().filter(|(set, name)| !is_encoder(set, name)) {
         let (config, weights) = open(&set.checkpoint(&name), Precision::CPU);
-        let Network::Decoder(decoder) = &config.network else { continue };
-        decoder::ForCausalLm::load(decoder, &weights, &neuron_engine::layers::ranks::Ranks::solo()).unwrap();
-        let unread: Vec<_> = weights.unread().into_iter().filter(|tensor| !tensor.starts_with("model.visual.")).collect();
-        assert!(unread.is_empty(), "{name}: {unread:?}");
+        registry::build(&config, &weights, Arc::new(Solo), Shard::WHOLE).unwrap();
+        registry::build_vision(&config, &weights, VisionSwitches::default()).unwrap();
+        assert!(weights.unread().is_empty(), "{name}: {:?}", weights.unread());
     }
 }
 
@@ -198,16 +229,16 @@ fn compare_rotary(config: &decoder::Config, tensors: &HashMap<String, Tensor>, c
     assert_close(&twice(table.sin()), &tensors["rope.sin"], ROPE, &format!("{what}: sin"));
 }
 
-fn compare_encoder(encoder: &dyn Encoder, tensors: &HashMap<String, Tensor>, name: &str) {
+fn compare_encoder(encoder: &dyn Encoder, tensors: &HashMap<String, Tensor>, expected: &str, name: &str) {
     let (ids, mask) = (&tensors["input_ids"], &tensors["attention_mask"]);
     let lens: Vec<usize> = mask.sum(1).unwrap().to_vec1::<i64>().unwrap().into_iter().map(|len| len as usize).collect();
     let texts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(i, len)| u32s(&ids.get(i).unwrap())[..*len].to_vec()).collect();
     let encode = |ids: Vec<u32>, lens: &[usize]| encoder.encode(&Tensor::new(ids, &Device::Cpu).unwrap(), lens).unwrap();
     let batch = encode(texts.concat(), &lens);
-    assert_close(&batch, &tensors["normalized"], ENCODER, &format!("{name}: vectors"));
+    assert_close(&batch, &tensors[expected], ENCODER, &format!("{name}: {expected}"));
     for (i, (text, len)) in texts.into_iter().zip(&lens).enumerate() {
         let single = encode(text, &[*len]);
-        crate::parity_driver::assert_same(&single, &batch.narrow(0, i, 1).unwrap(), &format!("{name}: text {i} alone and in a batch"));
+        assert_same(&single, &batch.narrow(0, i, 1).unwrap(), &format!("{name}: text {i} alone and in a batch"));
     }
 }
 

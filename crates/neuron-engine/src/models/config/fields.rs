@@ -52,6 +52,11 @@ impl Fields {
         }
     }
 
+    /// An integer from zero.
+    pub fn count(&self, name: &str) -> Result<usize> {
+        self.optional_count(name)?.ok_or_else(|| self.missing(name))
+    }
+
     /// An integer from zero, where the field is present.
     pub fn optional_count(&self, name: &str) -> Result<Option<usize>> {
         self.typed(name, "an integer from 0", |value| Some(u32::try_from(value.as_u64()?).ok()? as usize))
