@@ -1,6 +1,6 @@
 //! What the daemon needs of an inference engine. The registry is tested with another implementer than the real one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessE
 pub trait Backend: Send + Sync + 'static {
     /// The devices, as `/discovery` names them (`cpu-0`).
     fn device_names(&self) -> Vec<String>;
+    /// What the checkpoint in `folder` is, from its small files alone; `None` where they do not tell.
+    fn describe(&self, folder: &Path) -> Option<Described>;
     /// Loads the checkpoint in `folder`. The error says what to do.
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String>;
 }
@@ -33,6 +35,15 @@ pub trait Served: Send + Sync + 'static {
     fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError>;
     /// Lets running generations end for at most `drain`, then frees everything; answers when the memory is back.
     async fn unload(&self, drain: Duration);
+}
+
+/// What is known of a model before it is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// The family (`qwen3_vl`).
+    pub architecture: String,
+    /// What it can be asked for.
+    pub capabilities: Vec<Capability>,
 }
 
 /// What a loaded model is.

@@ -89,6 +89,9 @@ pub struct HubConfig {
     pub tries_max: u32,
     /// Files fetched at once.
     pub parallel_files_max: usize,
+    /// Draw a bar on stderr while files come. Off by default: whoever runs the node in their own process draws for themselves.
+    #[serde(skip)]
+    pub progress_bar: bool,
     /// From `HF_TOKEN` only: a secret has no place in this file.
     #[serde(skip)]
     pub token: Option<Secret>,
@@ -204,6 +207,7 @@ impl Default for HubConfig {
             offline: false,
             tries_max: 5,
             parallel_files_max: 4,
+            progress_bar: false,
             token: None,
         }
     }

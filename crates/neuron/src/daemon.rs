@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
+use crate::candle::CandleBackend;
 use crate::config::NeuronConfig;
 use crate::harness::CandleHarness;
 use crate::metrics;
@@ -43,6 +44,12 @@ pub struct RunningDaemon {
 }
 
 impl Daemon {
+    /// A node over this host's devices; see [`Daemon::start_with`].
+    pub async fn start(config: NeuronConfig) -> anyhow::Result<RunningDaemon> {
+        let backend = CandleBackend::new(&config).context("cannot start the device threads")?;
+        Self::start_with(config, Arc::new(backend)).await
+    }
+
     /// Listens, then loads the models of `preload` in their order. Answers as soon as it listens.
     pub async fn start_with(config: NeuronConfig, backend: Arc<dyn Backend>) -> anyhow::Result<RunningDaemon> {
         let harness = Arc::new(CandleHarness::new(&config, backend)?);

@@ -52,7 +52,8 @@ impl CandleHarness {
         let driver = Driver::open();
         let device_names = backend.device_names();
         let discovery = discover(&device_names, &driver.facts());
-        let registry = Mutex::new(Registry::new(&config.models));
+        let describe = |spec: &ModelSpec| backend.describe(&folder_here(spec, &downloader)?);
+        let registry = Mutex::new(Registry::new(&config.models, describe));
         let started = Instant::now();
         let drain_max = Duration::from_secs(config.drain_s_max);
         let node = Node { backend, downloader, images, driver, discovery, device_names, started, drain_max, registry };
@@ -238,6 +239,14 @@ impl Node {
         self.registry().unloaded(id);
         tracing::info!(model = %id, unload_s = started.elapsed().as_secs_f64(), "unloaded");
         drop(gone);
+    }
+}
+
+/// Where the model's files are, if they are on this host already.
+fn folder_here(spec: &ModelSpec, downloader: &Downloader) -> Option<PathBuf> {
+    match ModelSource::of(spec, &Path::is_dir).ok()? {
+        ModelSource::Folder(folder) => Some(folder),
+        ModelSource::Hub { repo, revision } => downloader.cached(&repo, &revision),
     }
 }
 

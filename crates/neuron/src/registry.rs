@@ -9,7 +9,7 @@ use cortex_core::{HarnessError, ModelHealth, ModelId, ModelReport, ModelSpec};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::Served;
+use crate::backend::{Described, Served};
 use entry::{Entry, State, refuse_other};
 
 /// Models known only because somebody asked for them; beyond this many, the oldest that is not in use is forgotten.
@@ -59,9 +59,10 @@ pub(crate) enum UnloadStep {
 }
 
 impl Registry {
-    pub(crate) fn new(configured: &[ModelSpec]) -> Self {
-        let entries = configured.iter().map(|spec| Entry::new(spec.model_id.clone(), Some(spec.clone()))).collect();
-        Self { entries, draining: false }
+    /// The models of the configuration, each as `describe` knows it before it is loaded.
+    pub(crate) fn new(configured: &[ModelSpec], describe: impl Fn(&ModelSpec) -> Option<Described>) -> Self {
+        let entry = |spec: &ModelSpec| Entry { described: describe(spec), ..Entry::new(spec.model_id.clone(), Some(spec.clone())) };
+        Self { entries: configured.iter().map(entry).collect(), draining: false }
     }
 
     pub(crate) fn reports(&self) -> Vec<ModelReport> {
@@ -134,7 +135,9 @@ impl Registry {
         let entry = self.entry_or_new(&spec.model_id.clone());
         match result {
             Ok(model) => {
-                entry.info = Some(model.info());
+                let info = model.info();
+                entry.described = Some(Described { architecture: info.architecture.clone(), capabilities: info.capabilities.clone() });
+                entry.info = Some(info);
                 entry.load_s = Some(load_s);
                 entry.state = State::Loaded { spec, model };
                 Ok(entry.report())

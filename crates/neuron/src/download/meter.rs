@@ -17,19 +17,14 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// `total` bytes are to come. The bar draws on stderr, and only where that is a terminal.
-    pub(crate) fn new(name: &str, total: u64, tell: ProgressFn) -> Self {
-        let bar = ProgressBar::new(total).with_message(name.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("  {msg}  {bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left") {
-            bar.set_style(style);
-        }
+    /// `total` bytes are to come, of which `tell` hears; `bar` shows them, too.
+    pub(crate) fn new(total: u64, tell: ProgressFn, bar: ProgressBar) -> Self {
         Self { done: AtomicU64::new(0), told: AtomicU64::new(0), total, tell, bar }
     }
 
     /// Shows and tells nothing.
     pub(crate) fn hidden() -> Self {
-        let (done, told) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { done, told, total: 0, tell: Arc::new(|_| ()), bar: ProgressBar::hidden() }
+        Self::new(0, Arc::new(|_| ()), ProgressBar::hidden())
     }
 
     /// `bytes` more are here.
@@ -52,4 +47,13 @@ impl Drop for Meter {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// A bar on stderr, which shows itself only where that is a terminal.
+pub(crate) fn bar(name: &str, total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total).with_message(name.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("  {msg}  {bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left") {
+        bar.set_style(style);
+    }
+    bar
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use hf_hub::{Cache, Repo, RepoType};
+use indicatif::ProgressBar;
 use reqwest::Method;
 
 pub use error::DownloadError;
@@ -26,7 +27,7 @@ use crate::source::is_inside;
 use blob::Blob;
 use files::{INDEX, Listing, RemoteFile, is_whole, shards};
 use http::{Ask, HubClient};
-use meter::Meter;
+use meter::{Meter, bar};
 
 /// A hub and the cache in front of it.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub struct Downloader {
     cache: Cache,
     offline: bool,
     parallel_files_max: usize,
+    progress_bar: bool,
 }
 
 /// One repository at one commit, being fetched.
@@ -60,6 +62,7 @@ impl Downloader {
             cache: Cache::new(config.cache_dir.clone().unwrap_or_else(|| "huggingface/hub".into())),
             offline: config.offline,
             parallel_files_max: config.parallel_files_max,
+            progress_bar: config.progress_bar,
         })
     }
 
@@ -96,7 +99,7 @@ impl Downloader {
     }
 
     /// A whole copy of the revision in the cache, as far as was known when it was last asked for.
-    fn cached(&self, repo: &str, revision: &str) -> Option<PathBuf> {
+    pub fn cached(&self, repo: &str, revision: &str) -> Option<PathBuf> {
         let in_cache = self.cache.repo(named(repo, revision));
         let folder = if is_commit(revision) { in_cache.pointer_path(revision) } else { in_cache.get("config.json")?.parent()?.to_owned() };
         is_whole(&folder).then_some(folder)
@@ -129,7 +132,8 @@ impl Snapshot<'_> {
             vec![weights]
         };
         let total = descriptions.iter().chain(&weight_files).filter_map(|file| file.bytes()).sum();
-        let meter = Meter::new(self.repo, total, tell);
+        let bar = if self.from.progress_bar { bar(self.repo, total) } else { ProgressBar::hidden() };
+        let meter = Meter::new(total, tell, bar);
         self.files(&descriptions, &meter).await?;
         self.files(&weight_files, &meter).await
     }

@@ -7,13 +7,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{LoadJob, Outcome};
-use crate::backend::{Served, ServedInfo};
+use crate::backend::{Described, Served, ServedInfo};
 
 pub(super) struct Entry {
     pub(super) id: ModelId,
     /// The configuration's entry, if it has one.
     pub(super) configured: Option<ModelSpec>,
     pub(super) generation: u64,
+    pub(super) described: Option<Described>,
     /// Of the last load.
     pub(super) info: Option<ServedInfo>,
     pub(super) load_s: Option<f64>,
@@ -43,7 +44,7 @@ pub(super) enum State {
 
 impl Entry {
     pub(super) fn new(id: ModelId, configured: Option<ModelSpec>) -> Self {
-        Self { id, configured, generation: 0, info: None, load_s: None, state: State::Available }
+        Self { id, configured, generation: 0, described: None, info: None, load_s: None, state: State::Available }
     }
 
     /// Refuses what is older than what was seen.
@@ -81,8 +82,8 @@ impl Entry {
         ModelReport {
             id: self.id.clone(),
             status: self.status(),
-            capabilities: info.map(|info| info.capabilities.clone()).unwrap_or_default(),
-            architecture: info.map(|info| info.architecture.clone()),
+            capabilities: self.described.as_ref().map(|model| model.capabilities.clone()).unwrap_or_default(),
+            architecture: self.described.as_ref().map(|model| model.architecture.clone()),
             parameters: info.map(|info| info.parameters),
             context: loaded.map(|info| info.context),
             devices: loaded.map(|info| info.devices.clone()).unwrap_or_default(),

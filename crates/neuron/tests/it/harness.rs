@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use cortex_core::{Harness, HarnessError, ModelId, ModelReport, ModelSpec, ModelStatus, Prompt, UnloadRequest};
+use cortex_core::{Capability, Harness, HarnessError, ModelId, ModelReport, ModelSpec, ModelStatus, Prompt, UnloadRequest};
 use futures::FutureExt;
 use neuron::config::HubConfig;
 use neuron::{CandleHarness, NeuronConfig};
@@ -76,6 +76,7 @@ async fn start_unload(scene: &Scene) -> tokio::task::JoinHandle<Result<(), Harne
 async fn a_configured_model_is_available_then_loaded_then_available() {
     let scene = Scene::new(Scripted::new());
     assert_eq!(scene.status("chat"), Some(ModelStatus::Available));
+    assert_eq!(scene.node.models()[0].capabilities, [Capability::Chat]);
     let report = scene.load("chat").await.unwrap();
     assert!(report.is_loaded());
     assert_eq!((report.architecture.as_deref(), report.context, report.memory_used_bytes), (Some("scripted"), Some(64), 1 << 20));

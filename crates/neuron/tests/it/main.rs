@@ -3,6 +3,7 @@
 mod config;
 mod daemon;
 mod download;
+mod engine;
 mod harness;
 mod hub;
 mod images;

@@ -1,6 +1,6 @@
 //! An engine that does what the test says: loads wait for a gate, generations say who saw what.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -12,7 +12,7 @@ use cortex_core::{
     Prompt, Usage,
 };
 use futures::StreamExt;
-use neuron::backend::{Backend, Served, ServedInfo};
+use neuron::backend::{Backend, Described, Served, ServedInfo};
 use tokio::sync::Semaphore;
 
 /// The engine of a test, and what was asked of it.
@@ -71,6 +71,10 @@ async fn pass(gate: &Semaphore) {
 impl Backend for Scripted {
     fn device_names(&self) -> Vec<String> {
         vec!["cpu-0".to_owned()]
+    }
+
+    fn describe(&self, folder: &Path) -> Option<Described> {
+        folder.is_dir().then(|| Described { architecture: "scripted".to_owned(), capabilities: vec![Capability::Chat] })
     }
 
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String> {

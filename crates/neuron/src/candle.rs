@@ -1,0 +1,122 @@
+//! The real engine as a [`Backend`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
+use neuron_engine::frontend::RopePositions;
+use neuron_engine::models::config::Network;
+use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
+use neuron_engine::models::registry::load_config;
+use neuron_engine::{DeviceSet, EngineLimits, LoadOptions, LoadedModel, Switches};
+
+use crate::backend::{Backend, Described, Served, ServedInfo};
+use crate::config::{Limits, NeuronConfig, VisionConfig};
+
+/// The engine over this host's devices.
+pub struct CandleBackend {
+    devices: DeviceSet,
+    limits: Limits,
+    vision: VisionConfig,
+}
+
+impl CandleBackend {
+    /// Starts a thread for each device.
+    pub fn new(config: &NeuronConfig) -> std::io::Result<Self> {
+        Ok(Self { devices: DeviceSet::cpu(config.cpu.ranks)?, limits: config.limits, vision: config.vision })
+    }
+
+    /// What the model asks, in the engine's words.
+    fn options(&self, spec: &ModelSpec) -> LoadOptions {
+        let defaults = LoadOptions::default();
+        LoadOptions {
+            dtype: spec.dtype.clone(),
+            tensor_parallel: spec.tensor_parallel.unwrap_or_else(|| spec.devices.as_ref().map_or(1, Vec::len)),
+            devices: spec.devices.clone(),
+            context: spec.context,
+            parallel: spec.parallel.unwrap_or(defaults.parallel),
+            kv_bytes_max: self.limits.kv_cache_mib_max.map(|mib| mib << 20),
+            limits: EngineLimits {
+                step_tokens_max: self.limits.step_tokens_max,
+                running_max: self.limits.running_sequences_max,
+                waiting_max: self.limits.waiting_sequences_max,
+                ..defaults.limits
+            },
+            switches: self.switches(),
+        }
+    }
+
+    fn switches(&self) -> Switches {
+        let VisionConfig { legacy_positions, legacy_rope, mrope } = self.vision;
+        let positions = if mrope { RopePositions::Spatial } else { RopePositions::Sequential };
+        Switches { vision: VisionSwitches { legacy_positions, legacy_rope }, positions }
+    }
+}
+
+#[async_trait]
+impl Backend for CandleBackend {
+    fn device_names(&self) -> Vec<String> {
+        self.devices.names()
+    }
+
+    fn describe(&self, folder: &Path) -> Option<Described> {
+        let config = load_config(folder).ok()?;
+        let capabilities = match (&config.network, &config.vision) {
+            (Network::Bert(_), _) => vec![Capability::Embeddings],
+            (Network::Decoder(_), None) => vec![Capability::Chat],
+            (Network::Decoder(_), Some(_)) => vec![Capability::Chat, Capability::Vision],
+        };
+        Some(Described { architecture: config.architecture.to_owned(), capabilities })
+    }
+
+    async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String> {
+        if let Some(quant) = spec.quant.as_deref().filter(|quant| *quant != "none") {
+            return Err(format!("quant = `{quant}` is not supported: leave it out, or choose dtype = `bf16`"));
+        }
+        let loaded = neuron_engine::load(&self.devices, spec.model_id.clone(), folder, self.options(spec)).await;
+        loaded.map(|model| Arc::new(CandleModel(model)) as Arc<dyn Served>).map_err(|error| error.to_string())
+    }
+}
+
+struct CandleModel(LoadedModel);
+
+#[async_trait]
+impl Served for CandleModel {
+    fn info(&self) -> ServedInfo {
+        let info = self.0.info();
+        ServedInfo {
+            architecture: info.architecture.clone(),
+            parameters: info.parameters,
+            context: info.context,
+            capabilities: info.capabilities.clone(),
+            devices: info.devices.clone(),
+            memory_bytes: info.weight_bytes + info.kv_bytes,
+        }
+    }
+
+    fn health(&self) -> ModelHealth {
+        self.0.health()
+    }
+
+    async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError> {
+        self.0.generate(request, images).await
+    }
+
+    async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError> {
+        self.0.embed(inputs).await
+    }
+
+    async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError> {
+        self.0.tokenize(prompt, images).await
+    }
+
+    fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError> {
+        self.0.detokenize(ids)
+    }
+
+    async fn unload(&self, drain: Duration) {
+        self.0.unload(drain).await;
+    }
+}
