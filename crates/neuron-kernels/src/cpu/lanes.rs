@@ -86,6 +86,13 @@ impl Lanes for Portable {
     }
 }
 
+/// `from_fn` for one vector: unlike `map`, the compiler always unrolls it in place.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn each<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
+    std::array::from_fn(f)
+}
+
 /// 256-bit vectors with FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
@@ -105,14 +112,14 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V {
-        let bits = self.0.convert_u16x8_to_u32x8(pulp::cast(x.map(bf16::to_bits)));
+        let bits = self.0.convert_u16x8_to_u32x8(pulp::cast(each(|i| x[i].to_bits())));
         pulp::cast(self.0.shl_const_u32x8::<16>(bits))
     }
     #[inline(always)]
     fn load_f16(self, x: &[f16; LANES]) -> Self::V {
         use pulp::Simd;
         let simd = self.0;
-        let bits = simd.convert_u16x8_to_u32x8(pulp::cast(x.map(f16::to_bits)));
+        let bits = simd.convert_u16x8_to_u32x8(pulp::cast(each(|i| x[i].to_bits())));
         let sign = simd.shl_const_u32x8::<16>(simd.and_u32s(bits, simd.splat_u32s(0x8000)));
         let magnitude = simd.shl_const_u32x8::<13>(simd.and_u32s(bits, simd.splat_u32s(0x7fff)));
         // Rebiasing by a product keeps subnormals right; what lands at 2^16 or above was infinite or NaN.

@@ -77,8 +77,8 @@ fn outputs_of_a_task(outputs: usize, packed: bool) -> usize {
 pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: L, x: [&[f32]; R], w: [&[T]; N]) -> [[f32; N]; R] {
     let k = x[0].len();
     let whole = k / LANES;
-    let xs = x.map(|x| &x.as_chunks::<LANES>().0[..whole]);
-    let ws = w.map(|w| &w.as_chunks::<LANES>().0[..whole]);
+    let xs: [&[[f32; LANES]]; R] = std::array::from_fn(|r| &x[r].as_chunks().0[..whole]);
+    let ws: [&[[T; LANES]]; N] = std::array::from_fn(|n| &w[n].as_chunks().0[..whole]);
     let mut sums = [[lanes.splat(0.0); N]; R];
     for i in 0..whole {
         let xs: [L::V; R] = std::array::from_fn(|r| lanes.load(&xs[r][i]));
@@ -90,7 +90,7 @@ pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: 
         }
     }
     if whole * LANES < k {
-        let xs = x.map(|x| f32::load_part(lanes, &x[whole * LANES..]));
+        let xs: [L::V; R] = std::array::from_fn(|r| f32::load_part(lanes, &x[r][whole * LANES..]));
         for n in 0..N {
             let w = T::load_part(lanes, &w[n][whole * LANES..k]);
             for r in 0..R {
@@ -98,7 +98,13 @@ pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: 
             }
         }
     }
-    sums.map(|row| row.map(|sum| lanes.sum(sum)))
+    let mut out = [[0.0; N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            out[r][n] = lanes.sum(sums[r][n]);
+        }
+    }
+    out
 }
 
 /// Up to four rows against weights as they lie.
@@ -157,8 +163,10 @@ struct ManyRows<'a, T> {
     out: &'a mut [f32],
 }
 
-/// The sums of one tile, kept between blocks.
-type Sums = [[[f32; LANES]; TILE_OUTPUTS]; TILE_ROWS];
+/// The sums of one tile, in registers.
+type Sums<L> = [[<L as Lanes>::V; TILE_OUTPUTS]; TILE_ROWS];
+/// The same in memory, between two blocks.
+type Held = [[[f32; LANES]; TILE_OUTPUTS]; TILE_ROWS];
 
 impl<T: Element> Kernel for ManyRows<'_, T> {
     type Output = ();
@@ -182,20 +190,17 @@ impl<T: Element> Kernel for ManyRows<'_, T> {
                 let mut held = sums.iter_mut();
                 for (n, weights) in weights.chunks_exact(len).enumerate() {
                     for (m, held) in row_tiles.clone().zip(&mut held) {
-                        let from = if start == 0 { zeros() } else { *held };
-                        *held = add_tile(lanes, self.x.tile(start, m), weights, from);
+                        let sums = add_tile(lanes, self.x.tile(start, m), weights, (start > 0).then_some(held));
                         if start + len == vectors {
-                            finish(lanes, held, self.rows, m * TILE_ROWS, n * TILE_OUTPUTS, self.out);
+                            finish(lanes, &sums, self.rows, m * TILE_ROWS, n * TILE_OUTPUTS, self.out);
+                        } else {
+                            hold(lanes, &sums, held);
                         }
                     }
                 }
             }
         }
     }
-}
-
-fn zeros() -> Sums {
-    [[[0.0; LANES]; TILE_OUTPUTS]; TILE_ROWS]
 }
 
 /// Packs the block of `len` vectors from `start` on, of all outputs of a task.
@@ -206,10 +211,18 @@ fn pack_outputs<L: Lanes, T: Element>(lanes: L, w: &[T], k: usize, start: usize,
     }
 }
 
-/// Adds the products of one block to the sums of a tile.
+/// The products of one block, added to the sums held from the blocks before.
+// No `map` over arrays here and below: it is not unrolled in place, and the sums would leave the registers.
 #[inline(always)]
-fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>], sums: Sums) -> Sums {
-    let mut sums = sums.map(|row| row.map(|sum| lanes.load(&sum)));
+fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>], held: Option<&mut Held>) -> Sums<L> {
+    let mut sums = [[lanes.splat(0.0); TILE_OUTPUTS]; TILE_ROWS];
+    if let Some(held) = held {
+        for r in 0..TILE_ROWS {
+            for n in 0..TILE_OUTPUTS {
+                sums[r][n] = lanes.load(&held[r][n]);
+            }
+        }
+    }
     for (x, w) in x.iter().zip(w) {
         let w: [L::V; TILE_OUTPUTS] = std::array::from_fn(|n| lanes.load(&w[n]));
         for r in 0..TILE_ROWS {
@@ -219,17 +232,27 @@ fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>],
             }
         }
     }
-    sums.map(|row| row.map(|sum| lanes.store(sum)))
+    sums
+}
+
+#[inline(always)]
+fn hold<L: Lanes>(lanes: L, sums: &Sums<L>, held: &mut Held) {
+    for r in 0..TILE_ROWS {
+        for n in 0..TILE_OUTPUTS {
+            held[r][n] = lanes.store(sums[r][n]);
+        }
+    }
 }
 
 /// Writes what of a finished tile lies inside the `[rows, outputs]` result.
 #[inline(always)]
-fn finish<L: Lanes>(lanes: L, sums: &Sums, rows: usize, row: usize, output: usize, out: &mut [f32]) {
+fn finish<L: Lanes>(lanes: L, sums: &Sums<L>, rows: usize, row: usize, output: usize, out: &mut [f32]) {
     let outputs = out.len() / rows;
     let width = TILE_OUTPUTS.min(outputs - output);
-    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(outputs).skip(row)) {
-        for (sum, out) in sums.iter().zip(&mut out[output..output + width]) {
-            *out = lanes.sum(lanes.load(sum));
+    for r in 0..TILE_ROWS.min(rows - row) {
+        let out = &mut out[(row + r) * outputs + output..][..width];
+        for n in 0..width {
+            out[n] = lanes.sum(sums[r][n]);
         }
     }
 }
