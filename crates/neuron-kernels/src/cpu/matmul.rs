@@ -7,18 +7,12 @@
 use super::PARALLEL_WORK_MIN;
 use super::element::Element;
 use super::lanes::{Kernel, LANES, Lanes, dispatch};
-use super::pack::{BLOCK_VECTORS, PackTile, Packed, Step};
+use super::many_rows::{ManyRows, PANEL_OUTPUTS, TILE_OUTPUTS};
+use super::pack::Packed;
 use rayon::prelude::*;
 
-/// Rows and outputs of a packed tile: twelve sums, three weights and one activation fill sixteen registers.
-const TILE_ROWS: usize = 4;
-const TILE_OUTPUTS: usize = 3;
 /// Up to this many rows the weights are read once, where they lie.
-const FEW_ROWS: usize = TILE_ROWS;
-/// Outputs of one task; its weights of one block, widened, fill a fifth of the second cache.
-const TASK_OUTPUTS: usize = 16 * TILE_OUTPUTS;
-/// Row tiles done before the task's weights are packed again.
-const ROW_TILES: usize = 16;
+const FEW_ROWS: usize = 4;
 
 /// The sizes of a product: `x` is `[rows, k]`, `w` is `[outputs, k]`, the result `[rows, outputs]`.
 #[derive(Clone, Copy)]
@@ -68,7 +62,7 @@ pub(crate) fn matmul_nt<T: Element>(x: &[f32], w: &[T], dims: Dims, out: &mut [f
 
 fn outputs_of_a_task(outputs: usize, packed: bool) -> usize {
     let share = outputs.div_ceil(4 * rayon::current_num_threads());
-    let (unit, max) = if packed { (TILE_OUTPUTS, TASK_OUTPUTS) } else { (LANES, usize::MAX) };
+    let (unit, max) = if packed { (TILE_OUTPUTS, PANEL_OUTPUTS) } else { (LANES, usize::MAX) };
     share.next_multiple_of(unit).min(max)
 }
 
@@ -154,109 +148,6 @@ impl<T: Element> FewRows<'_, T> {
     }
 }
 
-/// Many packed rows against the weights of one task, which are packed block by block.
-struct ManyRows<'a, T> {
-    x: &'a Packed<TILE_ROWS>,
-    w: &'a [T],
-    rows: usize,
-    k: usize,
-    out: &'a mut [f32],
-}
-
-/// The sums of one tile, in registers.
-type Sums<L> = [[<L as Lanes>::V; TILE_OUTPUTS]; TILE_ROWS];
-/// The same in memory, between two blocks.
-type Held = [[[f32; LANES]; TILE_OUTPUTS]; TILE_ROWS];
-
-impl<T: Element> Kernel for ManyRows<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let vectors = self.k.div_ceil(LANES);
-        let output_tiles = (self.out.len() / self.rows).div_ceil(TILE_OUTPUTS);
-        let row_tiles = ROW_TILES.min(self.x.tiles());
-        let mut weights = vec![[[0.0; LANES]; TILE_OUTPUTS]; output_tiles * vectors.min(BLOCK_VECTORS)];
-        let mut sums = vec![[[[0.0; LANES]; TILE_OUTPUTS]; TILE_ROWS]; output_tiles * row_tiles];
-        for first in (0..self.x.tiles()).step_by(ROW_TILES) {
-            let row_tiles = first..self.x.tiles().min(first + ROW_TILES);
-            for start in (0..vectors).step_by(BLOCK_VECTORS) {
-                let len = BLOCK_VECTORS.min(vectors - start);
-                let weights = &mut weights[..output_tiles * len];
-                // The weights of a single block stay packed for all rows.
-                if vectors > BLOCK_VECTORS || first == 0 {
-                    pack_outputs(lanes, self.w, self.k, start, len, weights);
-                }
-                let mut held = sums.iter_mut();
-                for (n, weights) in weights.chunks_exact(len).enumerate() {
-                    for (m, held) in row_tiles.clone().zip(&mut held) {
-                        let sums = add_tile(lanes, self.x.tile(start, m), weights, (start > 0).then_some(held));
-                        if start + len == vectors {
-                            finish(lanes, &sums, self.rows, m * TILE_ROWS, n * TILE_OUTPUTS, self.out);
-                        } else {
-                            hold(lanes, &sums, held);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Packs the block of `len` vectors from `start` on, of all outputs of a task.
-#[inline(always)]
-fn pack_outputs<L: Lanes, T: Element>(lanes: L, w: &[T], k: usize, start: usize, len: usize, tiles: &mut [Step<TILE_OUTPUTS>]) {
-    for (rows, steps) in w.chunks(TILE_OUTPUTS * k).zip(tiles.chunks_exact_mut(len)) {
-        PackTile { rows, k, start: start * LANES, steps }.run(lanes);
-    }
-}
-
-/// The products of one block, added to the sums held from the blocks before.
-// No `map` over arrays here and below: it is not unrolled in place, and the sums would leave the registers.
-#[inline(always)]
-fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>], held: Option<&mut Held>) -> Sums<L> {
-    let mut sums = [[lanes.splat(0.0); TILE_OUTPUTS]; TILE_ROWS];
-    if let Some(held) = held {
-        for r in 0..TILE_ROWS {
-            for n in 0..TILE_OUTPUTS {
-                sums[r][n] = lanes.load(&held[r][n]);
-            }
-        }
-    }
-    for (x, w) in x.iter().zip(w) {
-        let w: [L::V; TILE_OUTPUTS] = std::array::from_fn(|n| lanes.load(&w[n]));
-        for r in 0..TILE_ROWS {
-            let x = lanes.load(&x[r]);
-            for n in 0..TILE_OUTPUTS {
-                sums[r][n] = lanes.mul_add(x, w[n], sums[r][n]);
-            }
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-fn hold<L: Lanes>(lanes: L, sums: &Sums<L>, held: &mut Held) {
-    for r in 0..TILE_ROWS {
-        for n in 0..TILE_OUTPUTS {
-            held[r][n] = lanes.store(sums[r][n]);
-        }
-    }
-}
-
-/// Writes what of a finished tile lies inside the `[rows, outputs]` result.
-#[inline(always)]
-fn finish<L: Lanes>(lanes: L, sums: &Sums<L>, rows: usize, row: usize, output: usize, out: &mut [f32]) {
-    let outputs = out.len() / rows;
-    let width = TILE_OUTPUTS.min(outputs - output);
-    for r in 0..TILE_ROWS.min(rows - row) {
-        let out = &mut out[(row + r) * outputs + output..][..width];
-        for n in 0..width {
-            out[n] = lanes.sum(sums[r][n]);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,8 +206,8 @@ mod tests {
     #[test]
     fn the_number_of_threads_changes_nothing() {
         for rows in [1, 3, 70] {
-            let dims = Dims { rows, outputs: 301, k: 700 };
-            let (x, w) = (noise(rows * 700, 3), noise(301 * 700, 4));
+            let dims = Dims { rows, outputs: 1001, k: 700 };
+            let (x, w) = (noise(rows * 700, 3), noise(1001 * 700, 4));
             let with = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool");
                 pool.install(|| product(&x, &w, dims))

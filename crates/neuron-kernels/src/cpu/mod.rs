@@ -9,6 +9,7 @@ pub(crate) mod attend;
 pub(crate) mod attend_batch;
 pub(crate) mod element;
 pub(crate) mod lanes;
+pub(crate) mod many_rows;
 pub(crate) mod math;
 pub(crate) mod matmul;
 pub(crate) mod normalize;
@@ -16,7 +17,7 @@ pub(crate) mod pack;
 pub(crate) mod view;
 
 /// Fewer scalar operations than this are done where they are: waking another thread costs more than it saves.
-pub(crate) const PARALLEL_WORK_MIN: usize = 1 << 17;
+pub(crate) const PARALLEL_WORK_MIN: usize = 1 << 19;
 
 /// Fills `out` row by row, on several threads if the whole is worth it.
 ///
