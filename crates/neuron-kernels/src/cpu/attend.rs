@@ -53,8 +53,11 @@ impl<C: Context> Kernel for Attend<'_, C> {
         let mut acc = vec![[0.0; LANES]; rows.len() * vectors];
         for start in (0..end).step_by(TILE) {
             let len = TILE.min(end - start);
-            let keys: [&[C::Element]; TILE] = std::array::from_fn(|i| context.key(start + i.min(len - 1)));
-            let values: [&[C::Element]; TILE] = std::array::from_fn(|i| context.value(start + i.min(len - 1)));
+            let mut keys: [&[C::Element]; TILE] = [&[]; TILE];
+            let mut values = keys;
+            for i in 0..len {
+                (keys[i], values[i]) = (context.key(start + i), context.value(start + i));
+            }
             let live = visible.partition_point(|&n| n <= start);
             score(lanes, &keys[..len], &rows[live..], &mut scores[live..]);
             let mut row = live;
@@ -120,13 +123,22 @@ fn score_rows<L: Lanes, T: Element, const R: usize, const N: usize>(
 /// Turns the `seen` first scores of a tile into weights, the others into 0, and scales what was gathered to the new maximum.
 #[inline(always)]
 fn soften<L: Lanes>(lanes: L, state: &mut State, scores: &mut [f32; TILE], seen: usize, scale: f32, acc: &mut [[f32; LANES]]) {
-    scores.iter_mut().for_each(|s| *s *= scale);
     scores[seen..].fill(f32::NEG_INFINITY);
-    let max = scores.iter().fold(state.max, |max, &s| if s > max { s } else { max });
-    scores.iter_mut().for_each(|s| *s = exp(*s - max));
-    let mut sum = [0.0_f32; LANES];
-    for group in scores.as_chunks::<LANES>().0 {
-        sum.iter_mut().zip(group).for_each(|(sum, p)| *sum += p);
+    let groups = scores.as_chunks_mut::<LANES>().0;
+    let mut top = [f32::NEG_INFINITY; LANES];
+    for group in groups.iter_mut() {
+        for (top, s) in top.iter_mut().zip(group) {
+            *s *= scale;
+            *top = if *s > *top { *s } else { *top };
+        }
+    }
+    let max = top.into_iter().fold(state.max, f32::max);
+    let mut sum = [0.0; LANES];
+    for group in groups {
+        for (sum, s) in sum.iter_mut().zip(group) {
+            *s = exp(*s - max);
+            *sum += *s;
+        }
     }
     let decay = exp(state.max - max);
     *state = State { max, sum: state.sum.mul_add(decay, lanes.sum(lanes.load(&sum))) };
@@ -164,13 +176,24 @@ fn gather_columns<L: Lanes, T: Element, const R: usize, const W: usize>(
     at: usize,
 ) {
     let vectors = acc.len() / R;
-    let mut sums: [[L::V; W]; R] = std::array::from_fn(|r| std::array::from_fn(|w| lanes.load(&acc[r * vectors + at + w])));
+    let mut sums = [[lanes.splat(0.0); W]; R];
+    for r in 0..R {
+        for w in 0..W {
+            sums[r][w] = lanes.load(&acc[r * vectors + at + w]);
+        }
+    }
     for (i, value) in values.iter().enumerate() {
         let value = &value[at * LANES..];
-        let vs: [L::V; W] = match value.as_chunks::<LANES>().0.first_chunk::<W>() {
-            Some(groups) => std::array::from_fn(|w| T::load(lanes, &groups[w])),
-            None => [T::load_part(lanes, value); W],
-        };
+        let mut vs = [lanes.splat(0.0); W];
+        match value.as_chunks::<LANES>().0.first_chunk::<W>() {
+            Some(groups) => {
+                for w in 0..W {
+                    vs[w] = T::load(lanes, &groups[w]);
+                }
+            }
+            // Only the last vector of a row can be short, and it is taken alone.
+            None => vs[0] = T::load_part(lanes, value),
+        }
         for r in 0..R {
             let weight = lanes.splat(weights[r][i]);
             for w in 0..W {

@@ -28,6 +28,12 @@ pub(crate) trait Lanes: Copy + Send + Sync {
         let four: [f32; 4] = std::array::from_fn(|i| v[i] + v[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
     }
+
+    /// The sums of four vectors, each by the tree of [`Lanes::sum`].
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
 }
 
 /// Work that is compiled once per instruction set. `run` must be `#[inline(always)]`.
@@ -86,13 +92,6 @@ impl Lanes for Portable {
     }
 }
 
-/// `from_fn` for one vector: unlike `map`, the compiler always unrolls it in place.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn each<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
-    std::array::from_fn(f)
-}
-
 /// 256-bit vectors with FMA.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
@@ -112,14 +111,22 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; LANES]) -> Self::V {
-        let bits = self.0.convert_u16x8_to_u32x8(pulp::cast(each(|i| x[i].to_bits())));
+        let mut bits = [0; LANES];
+        for i in 0..LANES {
+            bits[i] = x[i].to_bits();
+        }
+        let bits = self.0.convert_u16x8_to_u32x8(pulp::cast::<[u16; LANES], pulp::u16x8>(bits));
         pulp::cast(self.0.shl_const_u32x8::<16>(bits))
     }
     #[inline(always)]
     fn load_f16(self, x: &[f16; LANES]) -> Self::V {
         use pulp::Simd;
         let simd = self.0;
-        let bits = simd.convert_u16x8_to_u32x8(pulp::cast(each(|i| x[i].to_bits())));
+        let mut bits = [0; LANES];
+        for i in 0..LANES {
+            bits[i] = x[i].to_bits();
+        }
+        let bits = simd.convert_u16x8_to_u32x8(pulp::cast::<[u16; LANES], pulp::u16x8>(bits));
         let sign = simd.shl_const_u32x8::<16>(simd.and_u32s(bits, simd.splat_u32s(0x8000)));
         let magnitude = simd.shl_const_u32x8::<13>(simd.and_u32s(bits, simd.splat_u32s(0x7fff)));
         // Rebiasing by a product keeps subnormals right; what lands at 2^16 or above was infinite or NaN.
@@ -132,6 +139,24 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn store(self, v: Self::V) -> [f32; LANES] {
         pulp::cast(v)
+    }
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::V; 4]) -> [f32; 4] {
+        use pulp::Simd;
+        let (simd, avx) = (self.0, self.0.avx);
+        let halves = |a: Self::V, b: Self::V| -> Self::V {
+            let low = avx._mm256_permute2f128_ps::<0x20>(pulp::cast(a), pulp::cast(b));
+            let high = avx._mm256_permute2f128_ps::<0x31>(pulp::cast(a), pulp::cast(b));
+            simd.add_f32s(pulp::cast(low), pulp::cast(high))
+        };
+        // Each step folds two vectors into one: [a | b] and [c | d] of four lanes, then [a c | b d] of two, then of one.
+        let (ab, cd) = (halves(a, b), halves(c, d));
+        let low = avx._mm256_unpacklo_pd(pulp::cast(ab), pulp::cast(cd));
+        let high = avx._mm256_unpackhi_pd(pulp::cast(ab), pulp::cast(cd));
+        let pairs: Self::V = simd.add_f32s(pulp::cast(low), pulp::cast(high));
+        let odd = avx._mm256_movehdup_ps(pulp::cast(pairs));
+        let total: [f32; LANES] = pulp::cast(simd.add_f32s(pairs, pulp::cast(odd)));
+        [total[0], total[4], total[2], total[6]]
     }
     #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
@@ -149,6 +174,27 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes>(self, lanes: L) -> Self::Output {
             lanes.store(lanes.load_f16(self.0))
+        }
+    }
+
+    struct Sums([[f32; LANES]; 4]);
+    impl Kernel for Sums {
+        type Output = [f32; 4];
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+            let [a, b, c, d] = &self.0;
+            lanes.sums([lanes.load(a), lanes.load(b), lanes.load(c), lanes.load(d)])
+        }
+    }
+
+    #[test]
+    fn sums_follow_the_one_tree() {
+        for seed in 1..200_u32 {
+            let x: [[f32; LANES]; 4] = std::array::from_fn(|r| {
+                std::array::from_fn(|i| (seed.wrapping_mul(0x9e37_79b9 + (r * 8 + i) as u32 * 7919) >> 5) as f32 * 1e-3)
+            });
+            let want = x.map(|v| Portable.sum(v));
+            assert_eq!(dispatch(Sums(x)).map(f32::to_bits), want.map(f32::to_bits));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::element::Element;
 use super::lanes::{Kernel, LANES, Lanes};
+use super::matmul::totals;
 use super::pack::{BLOCK_VECTORS, PackTile, Packed, Step};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,6 +21,8 @@ const NEAR_STEPS: usize = 128;
 /// Packed rows against weights as they lie: `out` is `[rows, outputs]`, `w` is `[outputs, k]`.
 pub(crate) struct ManyRows<'a, T> {
     pub(crate) x: &'a Packed<TILE_ROWS>,
+    /// The tile of `x` that the first row of `out` belongs to.
+    pub(crate) first: usize,
     pub(crate) w: &'a [T],
     pub(crate) rows: usize,
     pub(crate) k: usize,
@@ -51,47 +54,64 @@ impl<T: Element> Kernel for ManyRows<'_, T> {
         scratch.weights.resize(PANEL_OUTPUTS / TILE_OUTPUTS * BLOCK_VECTORS, [[0.0; LANES]; TILE_OUTPUTS]);
         scratch.sums.resize(PANEL_OUTPUTS / TILE_OUTPUTS * ROW_TILES, [[[0.0; LANES]; TILE_OUTPUTS]; TILE_ROWS]);
         let outputs = self.out.len() / self.rows;
-        let Self { x, w, rows, k, out } = self;
-        let mut to = Out { rows, outputs, data: out };
+        let Self { x, first, w, rows, k, out } = self;
+        let tiles = first..first + rows.div_ceil(TILE_ROWS);
+        let mut to = Out { first, rows, outputs, data: out };
         for (i, w) in w.chunks(PANEL_OUTPUTS * k).enumerate() {
-            panel(lanes, x, w, k, i * PANEL_OUTPUTS, &mut to, &mut scratch);
+            panel(lanes, x, tiles.clone(), &Panel { w, k, first: i * PANEL_OUTPUTS }, &mut to, &mut scratch);
         }
         SCRATCH.set(scratch);
     }
 }
 
-/// The result, `[rows, outputs]`.
+/// The result, `[rows, outputs]`, of the rows from tile `first` on.
 struct Out<'a> {
+    first: usize,
     rows: usize,
     outputs: usize,
     data: &'a mut [f32],
 }
 
-/// The outputs of one panel of weights, the first of which is output `first`.
+/// Some of the weights, `[up to PANEL_OUTPUTS, k]`, from output `first` on.
+struct Panel<'a, T> {
+    w: &'a [T],
+    k: usize,
+    first: usize,
+}
+
+/// The outputs of one panel for some row tiles.
 #[inline(always)]
-fn panel<L: Lanes, T: Element>(lanes: L, x: &Packed<TILE_ROWS>, w: &[T], k: usize, first: usize, out: &mut Out<'_>, scratch: &mut Scratch) {
-    let vectors = k.div_ceil(LANES);
-    let tiles = (w.len() / k).div_ceil(TILE_OUTPUTS);
-    for row in (0..x.tiles()).step_by(ROW_TILES) {
-        let rows = row..x.tiles().min(row + ROW_TILES);
+fn panel<L: Lanes, T: Element>(
+    lanes: L,
+    x: &Packed<TILE_ROWS>,
+    row_tiles: Range<usize>,
+    panel: &Panel<'_, T>,
+    out: &mut Out<'_>,
+    scratch: &mut Scratch,
+) {
+    let vectors = panel.k.div_ceil(LANES);
+    let tiles = (panel.w.len() / panel.k).div_ceil(TILE_OUTPUTS);
+    for row in row_tiles.clone().step_by(ROW_TILES) {
+        let rows = row..row_tiles.end.min(row + ROW_TILES);
         for start in (0..vectors).step_by(BLOCK_VECTORS) {
             let len = BLOCK_VECTORS.min(vectors - start);
             let weights = &mut scratch.weights[..tiles * len];
             // The weights of a single block stay packed for all rows.
-            if vectors > BLOCK_VECTORS || row == 0 {
-                pack(lanes, w, k, start, len, weights);
+            if vectors > BLOCK_VECTORS || row == row_tiles.start {
+                pack(lanes, panel, start, weights);
             }
-            let place = Place { start, last: start + len == vectors, first };
+            let place = Place { start, last: start + len == vectors, first: panel.first };
             block(lanes, x, rows.clone(), weights, place, out, &mut scratch.sums);
         }
     }
 }
 
-/// Packs the block of `len` vectors from `start` on, of all outputs of a panel.
+/// Packs the block from vector `start` on, of all outputs of a panel.
 #[inline(always)]
-fn pack<L: Lanes, T: Element>(lanes: L, w: &[T], k: usize, start: usize, len: usize, tiles: &mut [Step<TILE_OUTPUTS>]) {
-    for (rows, steps) in w.chunks(TILE_OUTPUTS * k).zip(tiles.chunks_exact_mut(len)) {
-        PackTile { rows, k, start: start * LANES, steps }.run(lanes);
+fn pack<L: Lanes, T: Element>(lanes: L, panel: &Panel<'_, T>, start: usize, tiles: &mut [Step<TILE_OUTPUTS>]) {
+    let len = BLOCK_VECTORS.min(panel.k.div_ceil(LANES) - start);
+    for (rows, steps) in panel.w.chunks(TILE_OUTPUTS * panel.k).zip(tiles.chunks_exact_mut(len)) {
+        PackTile { rows, k: panel.k, start: start * LANES, steps }.run(lanes);
     }
 }
 
@@ -123,7 +143,7 @@ fn block<L: Lanes>(
                 let held = &mut held[(m - rows.start) * tiles + n];
                 let sums = add_tile(lanes, x.tile(place.start, m), weights, (place.start > 0).then_some(&*held));
                 if place.last {
-                    finish(lanes, &sums, m * TILE_ROWS, place.first + n * TILE_OUTPUTS, out);
+                    finish(lanes, &sums, (m - out.first) * TILE_ROWS, place.first + n * TILE_OUTPUTS, out);
                 } else {
                     hold(lanes, &sums, held);
                 }
@@ -133,7 +153,7 @@ fn block<L: Lanes>(
 }
 
 /// The products of one block, added to the sums held from the blocks before.
-// No `map` over arrays here and below: it is not unrolled in place, and the sums would leave the registers.
+// No `map` or `from_fn` over vectors here and below: not unrolled in place, they would move the sums out of the registers.
 #[inline(always)]
 fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>], held: Option<&Held>) -> Sums<L> {
     let mut sums = [[lanes.splat(0.0); TILE_OUTPUTS]; TILE_ROWS];
@@ -145,7 +165,7 @@ fn add_tile<L: Lanes>(lanes: L, x: &[Step<TILE_ROWS>], w: &[Step<TILE_OUTPUTS>],
         }
     }
     for (x, w) in x.iter().zip(w) {
-        let w: [L::V; TILE_OUTPUTS] = std::array::from_fn(|n| lanes.load(&w[n]));
+        let w = [lanes.load(&w[0]), lanes.load(&w[1]), lanes.load(&w[2])];
         for r in 0..TILE_ROWS {
             let x = lanes.load(&x[r]);
             for n in 0..TILE_OUTPUTS {
@@ -168,12 +188,7 @@ fn hold<L: Lanes>(lanes: L, sums: &Sums<L>, held: &mut Held) {
 /// Writes what of a finished tile lies inside the result.
 #[inline(always)]
 fn finish<L: Lanes>(lanes: L, sums: &Sums<L>, row: usize, output: usize, out: &mut Out<'_>) {
-    let mut totals = [[0.0; TILE_OUTPUTS]; TILE_ROWS];
-    for r in 0..TILE_ROWS {
-        for n in 0..TILE_OUTPUTS {
-            totals[r][n] = lanes.sum(sums[r][n]);
-        }
-    }
+    let totals = totals(lanes, sums);
     let width = TILE_OUTPUTS.min(out.outputs - output);
     for (r, totals) in totals.iter().enumerate().take(out.rows - row) {
         out.data[(row + r) * out.outputs + output..][..width].copy_from_slice(&totals[..width]);

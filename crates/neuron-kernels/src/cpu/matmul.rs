@@ -7,12 +7,17 @@
 use super::PARALLEL_WORK_MIN;
 use super::element::Element;
 use super::lanes::{Kernel, LANES, Lanes, dispatch};
-use super::many_rows::{ManyRows, PANEL_OUTPUTS, TILE_OUTPUTS};
+use super::many_rows::{ManyRows, PANEL_OUTPUTS, TILE_OUTPUTS, TILE_ROWS};
 use super::pack::Packed;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Up to this many rows the weights are read once, where they lie.
 const FEW_ROWS: usize = 4;
+/// From this many rows on, tasks may take rows instead of outputs, and need no block of their own ..
+const ROWS_TO_CUT: usize = 64;
+/// .. if the weights, which every task then reads, are no more than this.
+const WEIGHTS_TO_REREAD: usize = 1 << 21;
 
 /// The sizes of a product: `x` is `[rows, k]`, `w` is `[outputs, k]`, the result `[rows, outputs]`.
 #[derive(Clone, Copy)]
@@ -33,40 +38,55 @@ pub(crate) fn matmul_nt<T: Element>(x: &[f32], w: &[T], dims: Dims, out: &mut [f
         return;
     }
     let parallel = rows * outputs * k >= PARALLEL_WORK_MIN && rayon::current_num_threads() > 1;
-    let packed = (rows > FEW_ROWS).then(|| Packed::new(x, rows, k, parallel));
-    let compute = |first: usize, out: &mut [f32]| {
-        let outputs = out.len() / rows;
-        let w = &w[first * k..(first + outputs) * k];
-        match &packed {
-            Some(x) => dispatch(ManyRows { x, w, rows, k, out }),
-            None => dispatch(FewRows { x, w, rows, k, out }),
-        }
-    };
-    if !parallel {
-        return compute(0, out);
+    if rows <= FEW_ROWS {
+        by_outputs(rows, outputs, parallel, LANES, usize::MAX, out, |range, out| {
+            dispatch(FewRows { x, w: &w[range.start * k..range.end * k], rows, k, out });
+        });
+        return;
     }
-    let chunk = outputs_of_a_task(outputs, packed.is_some());
-    if rows == 1 {
-        out.par_chunks_mut(chunk).enumerate().for_each(|(i, out)| compute(i * chunk, out));
+    let x = &Packed::new(x, rows, k, parallel);
+    if parallel && rows >= ROWS_TO_CUT && w.len() <= WEIGHTS_TO_REREAD {
+        let chunk = rows.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(TILE_ROWS).clamp(4 * TILE_ROWS, ROWS_TO_CUT);
+        out.par_chunks_mut(chunk * outputs).enumerate().for_each(|(i, out)| {
+            dispatch(ManyRows { x, first: i * chunk / TILE_ROWS, w, rows: out.len() / outputs, k, out });
+        });
     } else {
-        // Each task fills a block of its own, and the blocks are then laid side by side.
-        let mut blocks = vec![0.0; rows * outputs];
-        blocks.par_chunks_mut(rows * chunk).enumerate().for_each(|(i, block)| compute(i * chunk, block));
-        out.par_chunks_mut(outputs).with_min_len(16).enumerate().for_each(|(row, out)| {
-            for (block, out) in blocks.chunks(rows * chunk).zip(out.chunks_mut(chunk)) {
-                out.copy_from_slice(&block[row * out.len()..][..out.len()]);
-            }
+        by_outputs(rows, outputs, parallel, TILE_OUTPUTS, PANEL_OUTPUTS, out, |range, out| {
+            dispatch(ManyRows { x, first: 0, w: &w[range.start * k..range.end * k], rows, k, out });
         });
     }
 }
 
-fn outputs_of_a_task(outputs: usize, packed: bool) -> usize {
-    let share = outputs.div_ceil(4 * rayon::current_num_threads());
-    let (unit, max) = if packed { (TILE_OUTPUTS, PANEL_OUTPUTS) } else { (LANES, usize::MAX) };
-    share.next_multiple_of(unit).min(max)
+/// Cuts the outputs into a few tasks per thread, each a multiple of `unit` and at most `max`, unless the work is not worth it.
+fn by_outputs(
+    rows: usize,
+    outputs: usize,
+    parallel: bool,
+    unit: usize,
+    max: usize,
+    out: &mut [f32],
+    compute: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    if !parallel {
+        return compute(0..outputs, out);
+    }
+    let chunk = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(unit).min(max);
+    let task = |(i, out): (usize, &mut [f32])| compute(i * chunk..i * chunk + out.len() / rows, out);
+    if rows == 1 {
+        return out.par_chunks_mut(chunk).enumerate().for_each(task);
+    }
+    // Each task fills a block of its own, and the blocks are then laid side by side.
+    let mut blocks = vec![0.0; rows * outputs];
+    blocks.par_chunks_mut(rows * chunk).enumerate().for_each(task);
+    out.par_chunks_mut(outputs).with_min_len(16).enumerate().for_each(|(row, out)| {
+        for (block, out) in blocks.chunks(rows * chunk).zip(out.chunks_mut(chunk)) {
+            out.copy_from_slice(&block[row * out.len()..][..out.len()]);
+        }
+    });
 }
 
 /// The products of `R` rows with `N` outputs.
+// Vectors are moved by plain loops: `map` and `from_fn` over arrays of them are not always unrolled in place.
 #[inline(always)]
 pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: L, x: [&[f32]; R], w: [&[T]; N]) -> [[f32; N]; R] {
     let k = x[0].len();
@@ -75,27 +95,52 @@ pub(crate) fn dots<L: Lanes, T: Element, const R: usize, const N: usize>(lanes: 
     let ws: [&[[T; LANES]]; N] = std::array::from_fn(|n| &w[n].as_chunks().0[..whole]);
     let mut sums = [[lanes.splat(0.0); N]; R];
     for i in 0..whole {
-        let xs: [L::V; R] = std::array::from_fn(|r| lanes.load(&xs[r][i]));
-        for n in 0..N {
-            let w = T::load(lanes, &ws[n][i]);
+        // The fewer operands are held, the more streamed: one register too many and the sums spill.
+        if N < R {
+            let mut held = [lanes.splat(0.0); N];
+            for n in 0..N {
+                held[n] = T::load(lanes, &ws[n][i]);
+            }
             for r in 0..R {
-                sums[r][n] = lanes.mul_add(xs[r], w, sums[r][n]);
+                let x = lanes.load(&xs[r][i]);
+                for n in 0..N {
+                    sums[r][n] = lanes.mul_add(x, held[n], sums[r][n]);
+                }
+            }
+        } else {
+            let mut held = [lanes.splat(0.0); R];
+            for r in 0..R {
+                held[r] = lanes.load(&xs[r][i]);
+            }
+            for n in 0..N {
+                let w = T::load(lanes, &ws[n][i]);
+                for r in 0..R {
+                    sums[r][n] = lanes.mul_add(held[r], w, sums[r][n]);
+                }
             }
         }
     }
     if whole * LANES < k {
-        let xs: [L::V; R] = std::array::from_fn(|r| f32::load_part(lanes, &x[r][whole * LANES..]));
         for n in 0..N {
             let w = T::load_part(lanes, &w[n][whole * LANES..k]);
             for r in 0..R {
-                sums[r][n] = lanes.mul_add(xs[r], w, sums[r][n]);
+                let x = f32::load_part(lanes, &x[r][whole * LANES..]);
+                sums[r][n] = lanes.mul_add(x, w, sums[r][n]);
             }
         }
     }
+    totals(lanes, &sums)
+}
+
+/// The sum of each vector of a tile.
+#[inline(always)]
+pub(crate) fn totals<L: Lanes, const R: usize, const N: usize>(lanes: L, sums: &[[L::V; N]; R]) -> [[f32; N]; R] {
     let mut out = [[0.0; N]; R];
-    for r in 0..R {
-        for n in 0..N {
-            out[r][n] = lanes.sum(sums[r][n]);
+    for first in (0..R * N).step_by(4) {
+        let at = |i: usize| if first + i < R * N { sums[(first + i) / N][(first + i) % N] } else { lanes.splat(0.0) };
+        let four = lanes.sums([at(0), at(1), at(2), at(3)]);
+        for i in first..(R * N).min(first + 4) {
+            out[i / N][i % N] = four[i - first];
         }
     }
     out
@@ -116,7 +161,9 @@ impl<T: Element> Kernel for FewRows<'_, T> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         match self.rows {
-            1 => self.stream::<L, 1, 8>(lanes),
+            // Few streams, so that memory is read nearly in order; halves widen slower than they arrive, so they need more.
+            1 if size_of::<T>() == 4 => self.stream::<L, 1, 2>(lanes),
+            1 => self.stream::<L, 1, 4>(lanes),
             2 => self.stream::<L, 2, 6>(lanes),
             3 => self.stream::<L, 3, 4>(lanes),
             _ => self.stream::<L, 4, 3>(lanes),

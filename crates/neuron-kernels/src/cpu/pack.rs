@@ -42,10 +42,6 @@ impl<const R: usize> Packed<R> {
         Self { steps, tiles, vectors }
     }
 
-    pub(crate) fn tiles(&self) -> usize {
-        self.tiles
-    }
-
     /// The steps of one tile inside the block that begins at vector `start`.
     #[inline(always)]
     pub(crate) fn tile(&self, start: usize, tile: usize) -> &[Step<R>] {
