@@ -35,13 +35,16 @@ struct Task<'a> {
     out: &'a mut [f32],
 }
 
+/// Queries and their results.
+type Rows<'a> = (Vec<&'a [f32]>, Vec<&'a mut [f32]>);
+
 impl Task<'_> {
     fn run<C: Context>(self, heads: Heads, scale: f32, segment: Segment, context: impl Fn(usize) -> C) {
         let group = heads.heads / heads.kv_heads;
         let seen = |token| if segment.causal { segment.context - segment.queries + self.first + token + 1 } else { segment.context };
         let visible: Vec<usize> = (0..self.tokens * group).map(|row| seen(row / group)).collect();
         // The rows of each KV head, token by token.
-        let mut rows: Vec<(Vec<&[f32]>, Vec<&mut [f32]>)> = self.kv_heads.clone().map(|_| Default::default()).collect();
+        let mut rows: Vec<Rows<'_>> = self.kv_heads.clone().map(|_| Rows::default()).collect();
         for (i, (q, out)) in self.q.chunks_exact(heads.width).zip(self.out.chunks_exact_mut(heads.width)).enumerate() {
             let (rows, outs) = &mut rows[i / group % self.kv_heads.len()];
             rows.push(q);

@@ -42,7 +42,7 @@ impl CustomOp1 for GeluTanh {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         // (1 + tanh u) / 2 is the sigmoid of 2u.
-        const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+        const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
         map("gelu_tanh", x, layout, |x| x * sigmoid(TWO_SQRT_2_OVER_PI * x * (0.044715 * x).mul_add(x, 1.0)))
     }
 }

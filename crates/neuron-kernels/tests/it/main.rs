@@ -1,1 +1,3 @@
 //! All tests of this crate, one module per behaviour.
+
+mod company;
