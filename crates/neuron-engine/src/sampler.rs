@@ -238,33 +238,55 @@ impl Filters {
     fn of(params: &SamplingParams, vocab_size: usize) -> Option<Self> {
         let top_k = if params.top_k == 0 { vocab_size } else { (params.top_k as usize).min(vocab_size) };
         let on = top_k < vocab_size || params.min_p > 0.0 || params.top_p < 1.0;
-        on.then_some(Self { top_k, min_p: params.min_p, top_p: f64::from(params.top_p) })
+        on.then_some(Self { top_k, min_p: params.min_p, top_p: f64::from(params.top_p).max(0.0) })
     }
 
     /// The tokens that stay, in id order; never none.
     fn keep(&self, weights: &[f32]) -> Vec<Candidate> {
         let min_weight = self.min_p.min(1.0);
-        let stays = |weight: f32| weight > 0.0 && weight >= min_weight;
-        let mut kept: Vec<_> =
-            by_id(weights).filter(|&(_, weight)| stays(weight)).map(|(token, weight)| Candidate { token, weight }).collect();
-        if self.top_k < kept.len() {
-            kept.select_nth_unstable_by(self.top_k - 1, by_rank);
-            kept.truncate(self.top_k);
-            kept.sort_unstable_by_key(|c| c.token);
-        }
+        let stays = |c: &Candidate| c.weight > 0.0 && c.weight >= min_weight;
+        let candidates = by_id(weights).map(|(token, weight)| Candidate { token, weight }).filter(stays);
+        let mut kept = if self.top_k < weights.len() { head(candidates, self.top_k) } else { candidates.collect() };
         if self.top_p < 1.0 {
-            let nucleus = nucleus_len(&mut kept, self.top_p);
-            kept.truncate(nucleus);
-            kept.sort_unstable_by_key(|c| c.token);
+            cut_to_nucleus(&mut kept, self.top_p);
         }
+        kept.sort_unstable_by_key(|c| c.token);
         kept
     }
 }
 
-/// Moves the smallest set whose share reaches `top_p` to the front and returns its size, at least 1. Ranks only as many
-/// candidates as it needs, in growing chunks, because a vocabulary is large and a nucleus is small.
-fn nucleus_len(candidates: &mut [Candidate], top_p: f64) -> usize {
-    let goal = top_p * candidates.iter().map(|c| f64::from(c.weight)).sum::<f64>();
+/// The `count` best of candidates that come in id order, in any order. A vocabulary is large and `count` is small, so almost all
+/// are turned away by one comparison.
+fn head(candidates: impl Iterator<Item = Candidate>, count: usize) -> Vec<Candidate> {
+    let room = (2 * count).max(64);
+    let mut kept: Vec<Candidate> = Vec::new();
+    let mut floor = 0.0;
+    for candidate in candidates {
+        // An equal weight ranks below those kept, whose ids are lower.
+        if candidate.weight > floor {
+            kept.push(candidate);
+            if kept.len() == room {
+                kept.select_nth_unstable_by(count - 1, by_rank);
+                kept.truncate(count);
+                floor = kept[count - 1].weight;
+            }
+        }
+    }
+    if count < kept.len() {
+        kept.select_nth_unstable_by(count - 1, by_rank);
+        kept.truncate(count);
+    }
+    kept
+}
+
+/// Keeps the smallest set whose share reaches `top_p`, at least 1 candidate, best first. Ranks only as many as it needs, in
+/// growing chunks.
+fn cut_to_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
+    let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
+    let goal = top_p * total;
+    // All below this together weigh less than what the nucleus leaves out.
+    let tail = (total - goal) / candidates.len() as f64;
+    candidates.retain(|c| f64::from(c.weight) >= tail);
     let (mut sum, mut ranked, mut chunk) = (0.0, 0, 64);
     while ranked < candidates.len() {
         let rest = &mut candidates[ranked..];
@@ -273,16 +295,17 @@ fn nucleus_len(candidates: &mut [Candidate], top_p: f64) -> usize {
             rest.select_nth_unstable_by(len - 1, by_rank);
         }
         rest[..len].sort_unstable_by(by_rank);
-        for (place, candidate) in rest[..len].iter().enumerate() {
-            sum += f64::from(candidate.weight);
-            if sum >= goal {
-                return ranked + place + 1;
-            }
+        let reaches = |c: &Candidate| {
+            sum += f64::from(c.weight);
+            sum >= goal
+        };
+        if let Some(place) = rest[..len].iter().position(reaches) {
+            candidates.truncate(ranked + place + 1);
+            return;
         }
         ranked += len;
         chunk *= 4;
     }
-    candidates.len()
 }
 
 /// Best first; total, because weights are never NaN and ids differ.
