@@ -130,7 +130,7 @@ pub(super) fn str(value: &Value) -> String {
 
 /// `repr(value)`.
 pub(super) fn repr(value: &Value) -> String {
-    let items = |value: &Value| value.try_iter().map(|items| items.collect::<Vec<_>>()).unwrap_or_default();
+    let items = |value: &Value| value.try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
     match value.kind() {
         ValueKind::Number => number(value, ["inf", "-inf", "nan"]),
         ValueKind::String => repr_string(value.as_str().unwrap_or_default()),

@@ -107,8 +107,8 @@ impl Civil {
             'D' => write!(text, "{:02}/{:02}/{:02}", self.month, self.day, self.year % 100),
             'T' => write!(text, "{:02}:{:02}:{:02}", self.hour, self.minute, self.second),
             'R' => write!(text, "{:02}:{:02}", self.hour, self.minute),
-            'n' => write!(text, "\n"),
-            't' => write!(text, "\t"),
+            'n' => text.write_char('\n'),
+            't' => text.write_char('\t'),
             // A naive datetime has no zone.
             'z' | 'Z' => Ok(()),
             '%' => write!(text, "%"),

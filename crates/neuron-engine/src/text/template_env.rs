@@ -93,10 +93,13 @@ fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Resu
 }
 
 /// `json.dumps` with HF's default of leaving characters as they are.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands keyword arguments over by value")]
 fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
-    let mut style = JsonStyle::default();
-    style.ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false);
-    style.sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    let mut style = JsonStyle {
+        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false),
+        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ..JsonStyle::default()
+    };
     if let Some(indent) = kwargs.get::<Option<Value>>("indent")? {
         style.indent = match indent.as_str() {
             Some(text) => Some(text.to_owned()),
