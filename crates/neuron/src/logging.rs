@@ -1,5 +1,6 @@
 //! Where log lines go: to the journal under systemd, to stderr elsewhere.
 
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
 use tracing_subscriber::EnvFilter;
@@ -15,7 +16,9 @@ pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
     let registry = tracing_subscriber::registry().with(filter);
     match journal {
         Some(journal) => registry.with(journal).try_init()?,
-        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?,
+        None => registry
+            .with(tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr))
+            .try_init()?,
     }
     Ok(())
 }

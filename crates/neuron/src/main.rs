@@ -1,19 +1,40 @@
 //! `neuron`: the node daemon as a systemd service or in a terminal.
 
+use std::fmt::Display;
+use std::process::ExitCode;
+
 use clap::Parser;
 use neuron::config::{Cli, LogSettings, process_env};
 use neuron::{Daemon, NeuronConfig, logging};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-fn main() -> anyhow::Result<()> {
+/// What the shell is told when the configuration is at fault, as clap does for the command line.
+const BAD_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut config = cli.resolve(&process_env)?;
-    config.hub.progress_bar = true;
+    let config = match cli.resolve(&process_env) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, BAD_CONFIG),
+    };
     if cli.check {
         println!("{config:#?}");
-        return Ok(());
+        return ExitCode::SUCCESS;
     }
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format_args!("{error:#}"), 1),
+    }
+}
+
+fn fail(error: &dyn Display, code: u8) -> ExitCode {
+    eprintln!("error: {error}");
+    code.into()
+}
+
+fn start(mut config: NeuronConfig) -> anyhow::Result<()> {
+    config.hub.progress_bar = true;
     logging::init(&LogSettings::from_env(&process_env))?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
 }

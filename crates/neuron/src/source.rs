@@ -85,7 +85,8 @@ mod tests {
     fn a_source_is_a_folder_or_a_hub_id() {
         let hub = |repo: &str, revision: &str| Ok(ModelSource::Hub { repo: repo.into(), revision: revision.into() });
         let folder = |path: &str| Ok(ModelSource::Folder(path.into()));
-        let cases: &[(&str, Option<&str>, Option<&str>, Result<ModelSource, SourceError>)] = &[
+        type Case<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Result<ModelSource, SourceError>);
+        let cases: &[Case<'_>] = &[
             ("chat", Some("/models/here"), None, folder("/models/here")),
             ("chat", Some("models/here"), None, folder("models/here")),
             ("models/here", None, None, folder("models/here")),
