@@ -8,6 +8,11 @@ up *ARGS:
 test:
     cargo test --release --workspace
 
+# The product from outside: the built binary, curl, and the OpenAI SDK in a venv under target/.
+e2e:
+    cargo build --release
+    .ci/e2e
+
 # What CI runs.
 ci:
     .ci/run
@@ -19,7 +24,3 @@ fmt:
 # Lints, as CI sees them.
 lint:
     cargo clippy --release --workspace --all-targets -- -D warnings
-
-# Benches; each prints its table. Raw runs that matter go to bench/results/.
-bench NAME *ARGS:
-    cargo bench --bench {{NAME}} -- {{ARGS}}

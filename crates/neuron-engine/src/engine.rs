@@ -183,7 +183,7 @@ impl Engine {
         let seen: HashSet<u64> = batch.image_parts().iter().map(|(_, part)| part.image.hash).collect();
         let images = step.chunks.iter().filter_map(|chunk| self.live.get(&chunk.id)).flat_map(|live| &live.images);
         let images = images.filter(|image| seen.contains(&image.hash)).cloned().collect();
-        self.ranks.execute(self.key, Arc::new(StepInput { batch, images }))
+        self.ranks.execute(self.key, &Arc::new(StepInput { batch, images }))
     }
 
     fn commit(&mut self, step: &Step, output: StepOutput) {

@@ -15,10 +15,11 @@ struct Rule {
 
 const RULES: &[Rule] = &[
     Rule {
-        says: "the environment is read in config.rs, the cortex command and build scripts only",
+        says: "the environment is read in config, the cortex command and build scripts only",
         words: &["env::var", "env::vars", "env::set_var", "env::remove_var"],
         allowed: |path| {
-            path.ends_with("/config.rs") || path.starts_with("crates/cortex-cli/") || path.ends_with("/build.rs") || is_test(path)
+            let is_config = path.ends_with("/config.rs") || path.contains("/src/config/");
+            is_config || path.starts_with("crates/cortex-cli/") || path.ends_with("/build.rs") || is_test(path)
         },
     },
     Rule {

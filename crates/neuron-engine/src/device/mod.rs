@@ -32,7 +32,7 @@ pub struct RankGroup {
 
 impl RankGroup {
     /// Runs one step on every rank and returns rank 0's output, or the first error.
-    pub fn execute(&self, key: ModelKey, step: Arc<StepInput>) -> Result<StepOutput, DeviceError> {
+    pub fn execute(&self, key: ModelKey, step: &Arc<StepInput>) -> Result<StepOutput, DeviceError> {
         let answers: Vec<_> = {
             let _order = self.order.lock().expect("no holder panics");
             self.devices.iter().map(|device| device.execute(key, step.clone())).collect()

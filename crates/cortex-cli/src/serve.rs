@@ -1,0 +1,151 @@
+//! `cortex serve`: the gateway as a service.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use cortex_core::config::GatewayConfig;
+use cortex_gateway::{Drained, Gateway, Listeners};
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+
+use crate::error::{CliError, Result, Status};
+use crate::log;
+use crate::signals::StopSignals;
+
+/// What the command line asks for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// The configuration; without it, all of it comes from CORTEX_* variables
+    #[arg(long, value_name = "PATH", env = "CORTEX_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where clients connect, instead of what the configuration says
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where Prometheus connects, instead of what the configuration says
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
+    /// Check the configuration, say what it comes to, and stop
+    #[arg(long)]
+    check: bool,
+}
+
+/// Serves until told to stop, then lets open requests end.
+pub(crate) async fn run(args: ServeArgs) -> Result<()> {
+    let config = configuration(&args)?;
+    if args.check {
+        return crate::output::text(&format!("{}\n", summary(&config)));
+    }
+    log::start("info")?;
+    let mut signals = StopSignals::listen()?;
+    let listener = listen("--listen", config.gateway.listen).await?;
+    let metrics = listen("--metrics-listen", config.gateway.metrics_listen).await?;
+    let listeners = Listeners { api: listener, metrics };
+    let gateway = Gateway::start_on(config, listeners).await.map_err(anyhow::Error::from)?;
+    notify(NotifyState::Ready);
+    signals.next().await;
+    tracing::info!("draining; another signal stops at once");
+    notify(NotifyState::Stopping);
+    stop(&mut signals, gateway.shutdown()).await
+}
+
+/// The file, the environment and the command line, each over the one before.
+fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
+    let text = match &args.config {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| CliError::new(format!("cannot read {}: {error}", path.display())).note("name the file with --config PATH"))?,
+        None => String::new(),
+    };
+    let file = args.config.as_deref().unwrap_or(Path::new("the configuration"));
+    let wrong =
+        |error: cortex_core::config::ConfigError| CliError::new(format!("{} cannot be used", file.display())).note(error.to_string());
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut config = GatewayConfig::parse(&text).and_then(|config| config.with_overrides(variables)).map_err(wrong)?;
+    config.gateway.listen = args.listen.unwrap_or(config.gateway.listen);
+    config.gateway.metrics_listen = args.metrics_listen.unwrap_or(config.gateway.metrics_listen);
+    Ok(config)
+}
+
+fn summary(config: &GatewayConfig) -> String {
+    let count = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+    let neurons = count(config.neurons.len(), "neuron");
+    let models = count(config.placement.models().count(), "placed model");
+    format!("ok: listens on {}, metrics on {}, {neurons}, {models}", config.gateway.listen, config.gateway.metrics_listen)
+}
+
+/// A socket at `address`; `flag` is the option that would choose another one.
+pub(crate) async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| cannot_listen(flag, address, &error))
+}
+
+/// Why there is no socket at `address`, and what to do.
+pub(crate) fn cannot_listen(flag: &str, address: SocketAddr, error: &std::io::Error) -> CliError {
+    let wrong = CliError::new(format!("cannot listen on {address}: {error}"));
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => wrong
+            .note("another cortex may be running: `cortex status` shows it")
+            .note(format!("choose another address with {flag} HOST:PORT")),
+        _ => wrong.note(format!("choose an address of this machine with {flag} HOST:PORT")),
+    }
+}
+
+/// Tells systemd, where it started us.
+pub(crate) fn notify(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+}
+
+/// Waits for `drain`, or for someone who does not want to wait.
+pub(crate) async fn stop(signals: &mut StopSignals, drain: impl Future<Output = Drained>) -> Result<()> {
+    let early = CliError::new("stopped before open requests ended").with_status(Status::Interrupted);
+    tokio::select! {
+        drained = drain => match drained.cut {
+            0 => Ok(()),
+            cut => Err(CliError::new(format!("{cut} open connections were cut at the drain deadline")).note("timeouts.drain_ms_max sets it")),
+        },
+        () = signals.next() => Err(early),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn args(text: &str) -> (tempfile::NamedTempFile, ServeArgs) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let config = Some(file.path().to_owned());
+        (file, ServeArgs { config, listen: Some("127.0.0.1:1".parse().unwrap()), metrics_listen: None, check: true })
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let (_file, args) = args("[gateway]\nlisten = \"0.0.0.0:2\"\n[[neurons]]\nname = \"a\"\nendpoint = \"http://a:13131\"\n");
+        let config = configuration(&args).unwrap();
+        insta::assert_snapshot!(summary(&config), @"ok: listens on 127.0.0.1:1, metrics on 0.0.0.0:31314, 1 neuron, 0 placed models");
+    }
+
+    #[test]
+    fn a_mistake_in_the_file_is_shown_with_its_line() {
+        let (file, args) = args("[gateway]\nlisten_to = \"0.0.0.0:2\"\n");
+        let error = configuration(&args).unwrap_err().to_string().replace(&file.path().display().to_string(), "FILE");
+        insta::assert_snapshot!(error, @r"
+        error: FILE cannot be used
+          = line 2, `listen_to`: unknown field `listen_to`, expected `listen` or `metrics_listen`
+        ");
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named_with_the_flag_that_changes_it() {
+        let taken = listen("--listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = listen("--listen", address).await.unwrap_err().to_string().replace(&address.to_string(), "ADDRESS");
+        insta::assert_snapshot!(error, @r"
+        error: cannot listen on ADDRESS: Address already in use (os error 98)
+          = another cortex may be running: `cortex status` shows it
+          = choose another address with --listen HOST:PORT
+        ");
+    }
+}
