@@ -213,7 +213,7 @@ mod tests {
         cortex 0.1.0 · gateway http://127.0.0.1:8080 · metrics 127.0.0.1:31314 · neuron 127.0.0.1:13131
           cuda-dev-0 NVIDIA H100, 80 GiB
           cuda-dev-1 NVIDIA H100, 80 GiB
-          model    e  embeddings  loaded, 22 MiB with its KV cache
+          model      e  embeddings  loaded, 22 MiB with its KV cache
         try it
           curl http://127.0.0.1:8080/v1/embeddings -H 'content-type: application/json' \
                -d '{"model":"e","input":"Hello!"}'
