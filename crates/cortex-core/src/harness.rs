@@ -32,7 +32,7 @@ pub trait Harness: Send + Sync + 'static {
     async fn detokenize(&self, model: &ModelId, ids: Vec<u32>) -> Result<String, HarnessError>;
 }
 
-/// Events of one generation: `Started`, then `Text`s, then exactly one `Finish`, or an error at any point.
+/// Events of one generation: `Started`, then what the model says, then exactly one `Finish`, or an error at any point.
 pub type EventStream = BoxStream<'static, Result<GenerateEvent, HarnessError>>;
 
 /// One sequence to generate.
@@ -70,7 +70,7 @@ pub enum Prompt {
 pub struct ChatPrompt {
     /// The turns; each has at least `role`.
     pub messages: Vec<Map<String, Value>>,
-    /// Tool definitions, if any.
+    /// Tool definitions, if any; without them nothing in the answer is read as a call.
     pub tools: Option<Vec<Value>>,
     /// Ends with the assistant's header, so that the model answers.
     pub add_generation_prompt: bool,
@@ -97,6 +97,24 @@ pub enum GenerateEvent {
         /// One entry per token that this event stands for; empty unless asked for.
         logprobs: Vec<TokenLogprob>,
     },
+    /// More of what the model thinks before it answers. Only for [`Prompt::Chat`].
+    Reasoning {
+        /// New characters.
+        text: String,
+        /// As in `Text`.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A whole call of one of the tools that [`ChatPrompt::tools`] offered.
+    ToolCall {
+        /// Which call of this answer, from 0.
+        index: u32,
+        /// Names the call: `call_…`, unique.
+        id: String,
+        /// The function.
+        name: String,
+        /// A JSON object as text, as the model wrote it.
+        arguments: String,
+    },
     /// The end. Nothing follows.
     Finish {
         /// Why.
@@ -114,6 +132,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context was reached.
     Length,
+    /// The model ended its turn, and called at least one tool.
+    ToolCalls,
 }
 
 /// What was counted for one request.

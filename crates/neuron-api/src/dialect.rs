@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cortex_core::openai::chat::{ChatChunkChoice, ChatDelta, ChatLogprobs, Role};
 use cortex_core::openai::completions::{CompletionChoice, CompletionLogprobs};
+use cortex_core::openai::tool_call::ToolCallDelta;
 use cortex_core::openai::{ChatChunk, ChatCompletion, ChatFold, Completion, CompletionFold, CompletionUsage};
 use cortex_core::{FinishReason, TokenLogprob};
 use serde::Serialize;
@@ -16,6 +17,8 @@ pub(crate) trait Dialect: Send + 'static {
     /// Goes before a choice's first text.
     fn opening(&self, index: u32) -> Option<Self::Chunk>;
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
+    fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
+    fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Self::Chunk;
     fn finish(&self, index: u32, reason: FinishReason) -> Self::Chunk;
     fn usage(&self, usage: CompletionUsage) -> Self::Chunk;
     /// `None` when a choice has no finish.
@@ -38,8 +41,10 @@ impl Chat {
         ChatChunk { id, object: Default::default(), created, model, choices, usage: None }
     }
 
-    fn delta(&self, index: u32, delta: ChatDelta) -> ChatChunkChoice {
-        ChatChunkChoice { index, delta, logprobs: None, finish_reason: None }
+    fn delta(&self, index: u32, delta: ChatDelta, logprobs: Vec<TokenLogprob>) -> ChatChunk {
+        let content: Vec<_> = logprobs.into_iter().map(Into::into).collect();
+        let logprobs = (!content.is_empty()).then_some(ChatLogprobs { content });
+        self.chunk(vec![ChatChunkChoice { index, delta, logprobs, finish_reason: None }])
     }
 }
 
@@ -48,22 +53,24 @@ impl Dialect for Chat {
     type Whole = ChatCompletion;
 
     fn opening(&self, index: u32) -> Option<ChatChunk> {
-        let delta = ChatDelta { role: Some(Role::Assistant), content: Some(String::new()) };
-        Some(self.chunk(vec![self.delta(index, delta)]))
+        let delta = ChatDelta { role: Some(Role::Assistant), content: Some(String::new()), ..Default::default() };
+        Some(self.delta(index, delta, Vec::new()))
     }
 
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> ChatChunk {
-        let mut choice = self.delta(index, ChatDelta { role: None, content: Some(text) });
-        if !logprobs.is_empty() {
-            choice.logprobs = Some(ChatLogprobs { content: logprobs.into_iter().map(Into::into).collect() });
-        }
-        self.chunk(vec![choice])
+        self.delta(index, ChatDelta { content: Some(text), ..Default::default() }, logprobs)
+    }
+
+    fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> ChatChunk {
+        self.delta(index, ChatDelta { reasoning_content: Some(text), ..Default::default() }, logprobs)
+    }
+
+    fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> ChatChunk {
+        self.delta(index, ChatDelta { tool_calls: vec![call], ..Default::default() }, Vec::new())
     }
 
     fn finish(&self, index: u32, reason: FinishReason) -> ChatChunk {
-        let mut choice = self.delta(index, ChatDelta::default());
-        choice.finish_reason = Some(reason);
-        self.chunk(vec![choice])
+        self.chunk(vec![ChatChunkChoice { index, finish_reason: Some(reason), ..Default::default() }])
     }
 
     fn usage(&self, usage: CompletionUsage) -> ChatChunk {
@@ -109,6 +116,17 @@ impl Dialect for Plain {
             *offset = logprobs.get_or_insert_default().push(token, *offset);
         }
         self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason: None }])
+    }
+
+    /// A harness reads only chat answers; from another one, thoughts are text like any other.
+    fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Completion {
+        self.text(index, text, logprobs)
+    }
+
+    /// As with thoughts: nothing that was said is left out.
+    fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Completion {
+        let function = call.function.unwrap_or_default();
+        self.text(index, [function.name, function.arguments].map(Option::unwrap_or_default).join(" "), Vec::new())
     }
 
     fn finish(&self, index: u32, reason: FinishReason) -> Completion {

@@ -4,6 +4,7 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use cortex_core::openai::GenerateOptions;
+use cortex_core::openai::tool_call::ToolCallDelta;
 use cortex_core::{EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelId, Prompt, Usage};
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -88,6 +89,13 @@ impl<D: Dialect> Generation<D> {
             GenerateEvent::Started { .. } => Vec::new(),
             GenerateEvent::Text { text, logprobs } if text.is_empty() && logprobs.is_empty() => Vec::new(),
             GenerateEvent::Text { text, logprobs } => self.after_opening(index, |dialect, index| dialect.text(index, text, logprobs)),
+            GenerateEvent::Reasoning { text, logprobs } => {
+                self.after_opening(index, |dialect, index| dialect.reasoning(index, text, logprobs))
+            }
+            GenerateEvent::ToolCall { index: place, id, name, arguments } => {
+                let call = ToolCallDelta::whole(place, id, name, arguments);
+                self.after_opening(index, |dialect, index| dialect.tool_call(index, call))
+            }
             GenerateEvent::Finish { reason, usage } => self.finish(index, reason, usage),
         }
     }

@@ -12,6 +12,7 @@ use crate::image::{ImageProcessor, PreparedImage};
 use crate::models::config::ModelConfig;
 use crate::sequence::ImageSpan;
 use crate::text::chat_template::ChatTemplate;
+use crate::text::parser::AnswerParser;
 use crate::text::tokenizer::Tokenizer;
 
 /// What a checkpoint brings for text and pictures.
@@ -52,6 +53,8 @@ pub struct PreparedPrompt {
     pub positions: Option<Arc<[[u32; 3]]>>,
     /// What to add to an index behind the prompt.
     pub rope_delta: i32,
+    /// Reads thoughts and calls out of the answer.
+    pub parser: AnswerParser,
 }
 
 impl Frontend {
@@ -97,7 +100,7 @@ impl Frontend {
 
     /// Renders and tokenizes, and places the pictures. Takes milliseconds and more: not for an async thread.
     pub fn prepare(&self, prompt: &Prompt, images: &[Vec<u8>]) -> Result<PreparedPrompt, HarnessError> {
-        let ids = self.tokenize(prompt)?;
+        let (ids, parser) = self.tokenize(prompt)?;
         let prepared = match &self.vision {
             Some(vision) => vision.place(ids, images)?,
             None if images.is_empty() => PreparedPrompt { ids, ..Default::default() },
@@ -111,20 +114,20 @@ impl Frontend {
         if prepared.ids.is_empty() {
             return Err(HarnessError::invalid("prompt", "the prompt is empty; send at least one token"));
         }
-        Ok(prepared)
+        Ok(PreparedPrompt { parser, ..prepared })
     }
 
-    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, HarnessError> {
+    fn tokenize(&self, prompt: &Prompt) -> Result<(Vec<u32>, AnswerParser), HarnessError> {
         match prompt {
-            Prompt::Tokens(ids) => self.check_ids(ids).map(|()| ids.clone()),
-            Prompt::Text(text) => self.encode(text, true),
+            Prompt::Tokens(ids) => self.check_ids(ids).map(|()| (ids.clone(), AnswerParser::default())),
+            Prompt::Text(text) => Ok((self.encode(text, true)?, AnswerParser::default())),
             Prompt::Chat(chat) => {
                 let template = self.template.as_ref().ok_or_else(|| {
                     HarnessError::invalid("messages", "this model has no chat template; use /v1/completions with a plain `prompt`")
                 })?;
                 let text = template.render(chat).map_err(|error| HarnessError::invalid("messages", error.to_string()))?;
                 // The template writes the special tokens itself.
-                self.encode(&text, false)
+                Ok((self.encode(&text, false)?, AnswerParser::new(template.markup(chat), chat, &text)))
             }
         }
     }
@@ -181,7 +184,7 @@ impl Vision {
             }
         }
         let (positions, rope_delta) = self.positions(wide.len(), &spans, &images);
-        PreparedPrompt { ids: wide, images, spans, positions, rope_delta }
+        PreparedPrompt { ids: wide, images, spans, positions, rope_delta, ..Default::default() }
     }
 
     fn positions(&self, len: usize, spans: &[ImageSpan], images: &[Arc<PreparedImage>]) -> (Option<Arc<[[u32; 3]]>>, i32) {

@@ -1,6 +1,7 @@
 //! One generation as its client sees it: tokens from the engine become text, until a stop text, the end, or nobody listens.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use cortex_core::harness::{TokenChoice, TokenLogprob};
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::sampler::Sampled;
 use crate::text::detokenizer::Detokenizer;
+use crate::text::parser::{AnswerParser, Call, Piece};
 use crate::text::stop::{StopMatcher, StopOutcome};
 use crate::text::tokenizer::Tokenizer;
 
@@ -43,12 +45,20 @@ pub fn channel(max_tokens: usize) -> (mpsc::Sender<TokenEvent>, mpsc::Receiver<T
 }
 
 /// Turns token events into the events of [`EventStream`].
-pub fn event_stream(tokens: mpsc::Receiver<TokenEvent>, tokenizer: Arc<Tokenizer>, prompt_tokens: u32, stop: Vec<String>) -> EventStream {
+pub fn event_stream(
+    tokens: mpsc::Receiver<TokenEvent>,
+    tokenizer: Arc<Tokenizer>,
+    prompt_tokens: u32,
+    stop: Vec<String>,
+    parser: AnswerParser,
+) -> EventStream {
     let state = Generation {
         tokens: Some(tokens),
         detokenizer: Detokenizer::new(tokenizer.clone(), true),
         tokenizer,
         stop: StopMatcher::new(stop),
+        parser,
+        calls: 0,
         usage: Usage { prompt_tokens, ..Usage::default() },
         ready: VecDeque::new(),
     };
@@ -61,6 +71,9 @@ struct Generation {
     tokenizer: Arc<Tokenizer>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
+    parser: AnswerParser,
+    /// Tool calls so far.
+    calls: u32,
     usage: Usage,
     ready: VecDeque<Result<GenerateEvent, HarnessError>>,
 }
@@ -97,9 +110,9 @@ impl Generation {
         let logprobs = self.logprobs(sampled);
         let text = self.detokenizer.push(sampled.token);
         match self.stop.push(&text) {
-            StopOutcome::Text(text) => self.text(text, logprobs),
+            StopOutcome::Text(text) => self.text(&text, logprobs),
             StopOutcome::Stopped { text_before } => {
-                self.text(text_before, logprobs);
+                self.text(&text_before, logprobs);
                 self.finish(FinishReason::Stop);
             }
         }
@@ -111,23 +124,46 @@ impl Generation {
         match self.stop.push(&tail) {
             StopOutcome::Text(text) => {
                 let held = self.stop.flush();
-                self.text(text + &held, Vec::new());
+                self.text(&(text + &held), Vec::new());
                 self.finish(reason);
             }
             StopOutcome::Stopped { text_before } => {
-                self.text(text_before, Vec::new());
+                self.text(&text_before, Vec::new());
                 self.finish(FinishReason::Stop);
             }
         }
     }
 
-    fn text(&mut self, text: String, logprobs: Vec<TokenLogprob>) {
-        if !text.is_empty() || !logprobs.is_empty() {
-            self.ready.push_back(Ok(GenerateEvent::Text { text, logprobs }));
+    fn text(&mut self, text: &str, logprobs: Vec<TokenLogprob>) {
+        let pieces = self.parser.push(text);
+        self.say(pieces, logprobs);
+    }
+
+    /// The log-probabilities travel with the first text, or with an empty one.
+    fn say(&mut self, mut pieces: Vec<Piece>, mut logprobs: Vec<TokenLogprob>) {
+        if !logprobs.is_empty() && pieces.iter().all(|piece| matches!(piece, Piece::Call(_))) {
+            pieces.insert(0, Piece::Text(String::new()));
+        }
+        for piece in pieces {
+            let event = match piece {
+                Piece::Text(text) => GenerateEvent::Text { text, logprobs: std::mem::take(&mut logprobs) },
+                Piece::Reasoning(text) => GenerateEvent::Reasoning { text, logprobs: std::mem::take(&mut logprobs) },
+                Piece::Call(call) => self.call(call),
+            };
+            self.ready.push_back(Ok(event));
         }
     }
 
+    fn call(&mut self, Call { name, arguments }: Call) -> GenerateEvent {
+        let index = self.calls;
+        self.calls += 1;
+        GenerateEvent::ToolCall { index, id: call_id(), name, arguments }
+    }
+
     fn finish(&mut self, reason: FinishReason) {
+        let rest = self.parser.finish();
+        self.say(rest, Vec::new());
+        let reason = if reason == FinishReason::Stop && self.calls > 0 { FinishReason::ToolCalls } else { reason };
         self.ready.push_back(Ok(GenerateEvent::Finish { reason, usage: self.usage }));
         self.tokens = None;
     }
@@ -148,4 +184,10 @@ impl Generation {
         });
         entry.into_iter().collect()
     }
+}
+
+/// `call_` and 24 hexadecimal digits that no other call has.
+fn call_id() -> String {
+    let random = RandomState::new();
+    format!("call_{:016x}{:08x}", random.hash_one(0), random.hash_one(1) as u32)
 }

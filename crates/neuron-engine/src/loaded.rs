@@ -106,7 +106,7 @@ impl LoadedModel {
         let (events, tokens) = channel(answer_max);
         let submission = Submission { sequence, images: prompt.images, events, place };
         match door.commands.try_send(EngineCommand::Submit(Box::new(submission))) {
-            Ok(()) => Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop)),
+            Ok(()) => Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop, prompt.parser)),
             Err(TrySendError::Full(_)) => Err(self.overloaded("the queue of this model is full", prompt_len)),
             Err(TrySendError::Closed(_)) => Err(HarnessError::ShuttingDown),
         }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, missing, unsupported, wrong_type, wrong_value};
 use super::options::{GenerateOptions, TOP_LOGPROBS_MAX};
+use super::tool_call::{ToolCall, ToolCallDelta, ToolCallFold};
 use super::{ApiError, CompletionUsage};
 use crate::harness::{ChatPrompt, FinishReason, TokenChoice, TokenLogprob};
 use crate::model::ModelId;
@@ -176,6 +177,17 @@ pub struct ChatDelta {
     /// More of the answer's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// More of what the model thinks before it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// More of its calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// Some servers write `null` for no calls.
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(json: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_default())
 }
 
 /// Who speaks in an answer.
@@ -273,8 +285,14 @@ pub struct ChatChoice {
 pub struct ChatMessage {
     /// Always the assistant.
     pub role: Role,
-    /// The text.
+    /// The text; null when there is none because the model only thought or called.
     pub content: Option<String>,
+    /// What the model thought before it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// Always null: nothing here refuses.
     #[serde(default)]
     pub refusal: Option<String>,
@@ -284,8 +302,19 @@ pub struct ChatMessage {
 #[derive(Debug, Default)]
 pub struct ChatFold {
     head: Option<(Arc<str>, u64, Arc<str>)>,
-    choices: Vec<ChatChunkChoice>,
+    choices: Vec<ChoiceFold>,
     usage: CompletionUsage,
+}
+
+/// One choice so far.
+#[derive(Debug, Default)]
+struct ChoiceFold {
+    index: u32,
+    content: Option<String>,
+    reasoning: Option<String>,
+    calls: ToolCallFold,
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: Option<FinishReason>,
 }
 
 impl ChatFold {
@@ -294,10 +323,11 @@ impl ChatFold {
         self.head.get_or_insert((chunk.id, chunk.created, chunk.model));
         self.usage = chunk.usage.unwrap_or(self.usage);
         for choice in chunk.choices {
-            match self.choices.iter_mut().find(|known| known.index == choice.index) {
-                Some(known) => known.extend(choice),
-                None => self.choices.push(choice),
-            }
+            let place = self.choices.iter().position(|known| known.index == choice.index).unwrap_or_else(|| {
+                self.choices.push(ChoiceFold { index: choice.index, ..Default::default() });
+                self.choices.len() - 1
+            });
+            self.choices[place].push(choice);
         }
     }
 
@@ -305,24 +335,34 @@ impl ChatFold {
     pub fn finish(mut self) -> Option<ChatCompletion> {
         let (id, created, model) = self.head?;
         self.choices.sort_by_key(|choice| choice.index);
-        let choices = self.choices.into_iter().map(ChatChunkChoice::into_choice).collect::<Option<_>>()?;
+        let choices = self.choices.into_iter().map(ChoiceFold::finish).collect::<Option<_>>()?;
         Some(ChatCompletion { id, object: ChatCompletionObject::default(), created, model, choices, usage: self.usage })
     }
 }
 
-impl ChatChunkChoice {
-    fn extend(&mut self, more: Self) {
-        if let Some(text) = more.delta.content {
-            self.delta.content.get_or_insert_default().push_str(&text);
-        }
-        if let Some(logprobs) = more.logprobs {
+impl ChoiceFold {
+    fn push(&mut self, choice: ChatChunkChoice) {
+        let ChatDelta { role: _, content, reasoning_content, tool_calls } = choice.delta;
+        append(&mut self.content, content);
+        append(&mut self.reasoning, reasoning_content);
+        tool_calls.into_iter().for_each(|call| self.calls.push(call));
+        if let Some(logprobs) = choice.logprobs {
             self.logprobs.get_or_insert_default().content.extend(logprobs.content);
         }
-        self.finish_reason = more.finish_reason.or(self.finish_reason);
+        self.finish_reason = choice.finish_reason.or(self.finish_reason);
     }
 
-    fn into_choice(self) -> Option<ChatChoice> {
-        let message = ChatMessage { role: Role::Assistant, content: self.delta.content, refusal: None };
+    fn finish(self) -> Option<ChatChoice> {
+        let (reasoning_content, tool_calls) = (self.reasoning, self.calls.finish());
+        let said_otherwise = reasoning_content.is_some() || !tool_calls.is_empty();
+        let content = self.content.filter(|text| !(text.is_empty() && said_otherwise));
+        let message = ChatMessage { role: Role::Assistant, content, reasoning_content, tool_calls, refusal: None };
         Some(ChatChoice { index: self.index, message, logprobs: self.logprobs, finish_reason: self.finish_reason? })
+    }
+}
+
+fn append(whole: &mut Option<String>, more: Option<String>) {
+    if let Some(more) = more {
+        whole.get_or_insert_default().push_str(&more);
     }
 }

@@ -6,11 +6,11 @@ use cortex_core::{Capability, EventStream, FinishReason, GenerateEvent, Generate
 use futures::StreamExt;
 use tokio::time::sleep;
 
-use super::{MockModel, MockNeuron, REQUESTS_KEPT, script};
+use super::{MockModel, MockNeuron, REQUESTS_KEPT, Said, script};
 
 /// What a generation will say, decided at admission.
 struct Plan {
-    tokens: Vec<String>,
+    said: Vec<Said>,
     reason: FinishReason,
     usage: Usage,
 }
@@ -21,29 +21,35 @@ impl Plan {
         if prompt_tokens >= model.context {
             return Err(HarnessError::ContextLength { prompt_tokens, context: model.context });
         }
-        let said = model.answer.tokens(&request.prompt);
+        let whole = model.answer.tokens(&request.prompt);
         let tokens_max = request.max_tokens.map_or(usize::MAX, |max| max as usize).min(model.context - prompt_tokens);
-        let cut_by_length: Vec<String> = said.iter().take(tokens_max).cloned().collect();
-        let (tokens, stopped) = until_stop(cut_by_length, &request.stop);
-        let reason = if !stopped && tokens.len() < said.len() { FinishReason::Length } else { FinishReason::Stop };
+        let cut_by_length: Vec<Said> = whole.iter().take(tokens_max).cloned().collect();
+        let (said, stopped) = until_stop(cut_by_length, &request.stop);
+        let reason = match said.iter().any(|said| matches!(said, Said::ToolCall { .. })) {
+            _ if !stopped && said.len() < whole.len() => FinishReason::Length,
+            true => FinishReason::ToolCalls,
+            false => FinishReason::Stop,
+        };
         let prompt_tokens = prompt_tokens as u32;
-        let usage = Usage { prompt_tokens, cached_tokens: model.cached_tokens.min(prompt_tokens), completion_tokens: tokens.len() as u32 };
-        Ok(Self { tokens, reason, usage })
+        let usage = Usage { prompt_tokens, cached_tokens: model.cached_tokens.min(prompt_tokens), completion_tokens: said.len() as u32 };
+        Ok(Self { said, reason, usage })
     }
 }
 
 /// The tokens before the first stop text; a token that the stop text starts in keeps its beginning.
-fn until_stop(tokens: Vec<String>, stops: &[String]) -> (Vec<String>, bool) {
-    let text = tokens.concat();
-    let Some(end) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() else { return (tokens, false) };
+fn until_stop(mut said: Vec<Said>, stops: &[String]) -> (Vec<Said>, bool) {
+    let text: String = said.iter_mut().filter_map(|said| said.text()).map(|text| text.as_str()).collect();
+    let Some(end) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() else { return (said, false) };
     let mut left = end;
     let mut kept = Vec::new();
-    for mut token in tokens {
+    for mut token in said {
         if left == 0 {
             break;
         }
-        token.truncate(left); // `find` gives a character's start, so the cut is between characters
-        left -= token.len();
+        if let Some(text) = token.text() {
+            text.truncate(left); // `find` gives a character's start, so the cut is between characters
+            left -= text.len();
+        }
         kept.push(token);
     }
     (kept, true)
@@ -126,7 +132,7 @@ impl Drop for Running {
 fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) -> EventStream {
     let usage = plan.usage;
     let started = GenerateEvent::Started { prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens };
-    let said: Vec<GenerateEvent> = plan.tokens.into_iter().enumerate().map(|(place, text)| text_event(text, place, logprobs)).collect();
+    let said = said_events(plan.said, logprobs);
     let script: Vec<GenerateEvent> =
         [started].into_iter().chain(said).chain([GenerateEvent::Finish { reason: plan.reason, usage }]).collect();
     let model = Arc::new(model);
@@ -145,8 +151,8 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
                     running.end(|counts| counts.finished += 1);
                     return Some((Ok(event), (None, script)));
                 }
-                GenerateEvent::Text { .. } => running.count_token(),
                 GenerateEvent::Started { .. } => {}
+                _ => running.count_token(),
             }
             Some((Ok(event), (Some(running), script)))
         }
@@ -154,9 +160,18 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
     .boxed()
 }
 
-fn text_event(text: String, place: usize, logprobs: Option<u8>) -> GenerateEvent {
-    let logprobs: Vec<TokenLogprob> = logprobs.map(|top| script::logprob(&text, place, top)).into_iter().collect();
-    GenerateEvent::Text { text, logprobs }
+fn said_events(said: Vec<Said>, logprobs: Option<u8>) -> Vec<GenerateEvent> {
+    let logprobs = |text: &str, place| -> Vec<TokenLogprob> { logprobs.map(|top| script::logprob(text, place, top)).into_iter().collect() };
+    let mut calls = 0..;
+    let event = |(place, said)| match said {
+        Said::Text(text) => GenerateEvent::Text { logprobs: logprobs(&text, place), text },
+        Said::Reasoning(text) => GenerateEvent::Reasoning { logprobs: logprobs(&text, place), text },
+        Said::ToolCall { name, arguments } => {
+            let index = calls.next().unwrap_or_default();
+            GenerateEvent::ToolCall { index, id: format!("call_{index}"), name, arguments }
+        }
+    };
+    said.into_iter().enumerate().map(event).collect()
 }
 
 /// What happens before the event at `place` (0 is `Started`, then one per token).

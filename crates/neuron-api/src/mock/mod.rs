@@ -18,7 +18,7 @@ use cortex_core::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use script::Answer;
+pub use script::{Answer, Said};
 pub use server::MockServer;
 
 /// How many requests [`MockNeuron::requests`] remembers.
@@ -106,6 +106,12 @@ impl MockModel {
     /// Says these tokens, whatever it is asked.
     pub fn saying<T: Into<String>>(mut self, tokens: impl IntoIterator<Item = T>) -> Self {
         self.answer = Answer::Tokens(tokens.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Thinks, speaks and calls tools as told, whatever it is asked.
+    pub fn acting(mut self, said: impl IntoIterator<Item = Said>) -> Self {
+        self.answer = Answer::Said(said.into_iter().collect());
         self
     }
 }

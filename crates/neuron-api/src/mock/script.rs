@@ -11,17 +11,47 @@ pub enum Answer {
     Echo,
     /// These tokens.
     Tokens(Vec<String>),
+    /// These tokens and calls.
+    Said(Vec<Said>),
+}
+
+/// One thing that a mock model says; it counts as one token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Text of the answer.
+    Text(String),
+    /// A thought.
+    Reasoning(String),
+    /// A call of a tool.
+    ToolCall {
+        /// The function.
+        name: String,
+        /// A JSON object as text.
+        arguments: String,
+    },
+}
+
+impl Said {
+    /// The text that a stop text can stand in.
+    pub(super) fn text(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Text(text) | Self::Reasoning(text) => Some(text),
+            Self::ToolCall { .. } => None,
+        }
+    }
 }
 
 impl Answer {
     /// The tokens of the answer to `prompt`.
-    pub(super) fn tokens(&self, prompt: &Prompt) -> Vec<String> {
+    pub(super) fn tokens(&self, prompt: &Prompt) -> Vec<Said> {
+        let text = |tokens: Vec<String>| tokens.into_iter().map(Said::Text).collect();
         match (self, prompt) {
-            (Self::Tokens(tokens), _) => tokens.clone(),
+            (Self::Said(said), _) => said.clone(),
+            (Self::Tokens(tokens), _) => text(tokens.clone()),
             (Self::Echo, Prompt::Chat(chat)) => {
-                words(&chat.messages.last().map(|message| content_text(message.get("content"))).unwrap_or_default())
+                text(words(&chat.messages.last().map(|message| content_text(message.get("content"))).unwrap_or_default()))
             }
-            (Self::Echo, prompt) => words(&prompt_text(prompt)),
+            (Self::Echo, prompt) => text(words(&prompt_text(prompt))),
         }
     }
 }

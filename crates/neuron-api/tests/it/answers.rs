@@ -1,7 +1,7 @@
 //! Golden answers: what exactly goes over the wire, whole and streamed.
 
 use insta::assert_snapshot;
-use neuron_api::mock::{MockConfig, MockNeuron};
+use neuron_api::mock::{MockConfig, MockModel, MockNeuron, Said};
 use serde_json::{Value, json};
 
 use crate::support::{Answer, hello, post, send, talker, with};
@@ -38,6 +38,35 @@ async fn a_whole_chat_answer_with_logprobs_of_two_choices() {
     assert_snapshot!(chat(json!({"n": 2, "logprobs": true, "top_logprobs": 2, "max_tokens": 1})).await.golden());
 }
 
+/// Thinks, speaks, and calls two tools.
+async fn act(fields: Value) -> Answer {
+    let call = |city: &str| Said::ToolCall { name: "get_weather".into(), arguments: json!({ "city": city }).to_string() };
+    let said = [Said::Reasoning("Two".into()), Said::Reasoning(" cities.".into()), Said::Text("Wait".into()), call("Rome"), call("Oslo")];
+    let mock = MockNeuron::new(MockConfig::new([MockModel::loaded("m").acting(said)]));
+    let body = with(json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]}), fields);
+    send(&mock, post("/v1/chat/completions", body)).await
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_thinks_and_calls_tools() {
+    assert_snapshot!(act(json!({})).await.golden());
+}
+
+#[tokio::test]
+async fn a_streamed_answer_that_thinks_and_calls_tools() {
+    assert_snapshot!(act(json!({"stream": true, "logprobs": true})).await.golden());
+}
+
+#[tokio::test]
+async fn content_is_null_only_where_something_else_was_said() {
+    let content = |fields: Value| async move { act(fields).await.json()["choices"][0]["message"]["content"].clone() };
+    assert_eq!(content(json!({"max_tokens": 2})).await, json!(null));
+    assert_eq!(content(json!({"max_tokens": 3})).await, json!("Wait"));
+    let silent = MockNeuron::new(MockConfig::new([MockModel::loaded("m").saying([""; 0])]));
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+    assert_eq!(send(&silent, post("/v1/chat/completions", body)).await.json()["choices"][0]["message"]["content"], json!(""));
+}
+
 #[tokio::test]
 async fn a_stop_text_ends_the_answer_and_is_not_in_it() {
     let answer = chat(json!({"stop": ["rld"]})).await.json();
@@ -70,10 +99,11 @@ async fn each_prompt_has_its_choices_and_counts_once() {
 
 #[tokio::test]
 async fn streamed_chunks_fold_into_the_whole_answer() {
-    for fields in [json!({}), json!({"n": 3}), json!({"n": 2, "logprobs": true, "top_logprobs": 1}), json!({"max_tokens": 1})] {
-        let whole = chat(fields.clone()).await;
-        let streaming = with(fields, json!({"stream": true, "stream_options": {"include_usage": true}}));
-        let streamed = chat(streaming).await;
+    let fields = [json!({}), json!({"n": 3}), json!({"n": 2, "logprobs": true, "top_logprobs": 1}), json!({"max_tokens": 1})];
+    for (fields, acting) in fields.iter().flat_map(|fields| [(fields.clone(), false), (fields.clone(), true)]) {
+        let ask = async |fields| if acting { act(fields).await } else { chat(fields).await };
+        let whole = ask(fields.clone()).await;
+        let streamed = ask(with(fields, json!({"stream": true, "stream_options": {"include_usage": true}}))).await;
         let mut fold = cortex_core::openai::ChatFold::default();
         let mut parser = cortex_core::sse::SseParser::new(1 << 20);
         parser

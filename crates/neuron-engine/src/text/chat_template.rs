@@ -1,5 +1,6 @@
 //! A conversation to the one text that the model was trained on, as HF's `apply_chat_template` makes it.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use cortex_core::harness::ChatPrompt;
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
+use super::arguments;
+use super::parser::Markup;
 use super::python;
 use super::template_env::{Clock, Raised, environment, from_json, from_json_map, without_generation_blocks};
 use super::tokenizer::{read_json, read_text, token_text};
@@ -18,8 +21,17 @@ use crate::error::LoadError;
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
+    traits: BTreeMap<String, Traits>,
     /// `bos_token`, `eos_token` and so on, which are template variables.
     special_tokens: Map<String, Json>,
+}
+
+/// What is known of one template.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traits {
+    markup: Markup,
+    /// It takes the arguments of earlier calls as objects only; OpenAI's clients send text.
+    object_arguments: bool,
 }
 
 /// Why a conversation has no rendering.
@@ -63,11 +75,19 @@ impl ChatTemplate {
             return Ok(None);
         }
         let mut env = environment(clock);
+        let mut traits = BTreeMap::new();
         for Source { name, text, file } in sources {
+            traits.insert(name.clone(), Traits { markup: Markup::of_template(&text), object_arguments: false });
             env.add_template_owned(name, without_generation_blocks(&text))
                 .map_err(|e| LoadError::Malformed { file, what: format!("the chat template does not compile: {}", story(&e)) })?;
         }
-        Ok(Some(Self { env, special_tokens: special_tokens(folder)? }))
+        let mut found = Self { env, traits, special_tokens: special_tokens(folder)? };
+        let wants_objects = |name: &String| arguments::only_objects(|probe| found.render_with(name, probe, false).ok());
+        let picky: Vec<String> = found.traits.keys().filter(|name| wants_objects(name)).cloned().collect();
+        for (name, traits) in &mut found.traits {
+            traits.object_arguments = picky.contains(name);
+        }
+        Ok(Some(found))
     }
 
     /// The text of the conversation, ready to be tokenized without adding special tokens.
@@ -75,19 +95,35 @@ impl ChatTemplate {
         if prompt.continue_final_message && prompt.add_generation_prompt {
             return Err(TemplateError::CannotContinue("it excludes `add_generation_prompt`: the answer goes on in the last message"));
         }
-        let name = if prompt.tools.is_some() && self.has(TOOL_USE) { TOOL_USE } else { DEFAULT };
-        let template = self.env.get_template(name).map_err(|e| template_error(&e))?;
-        let rendered = template.render(self.context(prompt)).map_err(|e| template_error(&e))?;
+        let name = self.name_for(prompt);
+        let rendered = self.render_with(name, prompt, self.traits_of(name).object_arguments).map_err(|e| template_error(&e))?;
         if prompt.continue_final_message { cut_after_last_message(rendered, prompt) } else { Ok(rendered) }
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.env.get_template(name).is_ok()
+    /// How the model's answers to `prompt` are written.
+    pub fn markup(&self, prompt: &ChatPrompt) -> Markup {
+        self.traits_of(self.name_for(prompt)).markup
+    }
+
+    fn name_for(&self, prompt: &ChatPrompt) -> &'static str {
+        if prompt.tools.is_some() && self.traits.contains_key(TOOL_USE) { TOOL_USE } else { DEFAULT }
+    }
+
+    fn traits_of(&self, name: &str) -> Traits {
+        self.traits.get(name).copied().unwrap_or_default()
+    }
+
+    fn render_with(&self, name: &str, prompt: &ChatPrompt, object_arguments: bool) -> Result<String, minijinja::Error> {
+        self.env.get_template(name)?.render(self.context(prompt, object_arguments))
     }
 
     /// Later variables win over earlier ones.
-    fn context(&self, prompt: &ChatPrompt) -> Value {
-        let messages: Value = prompt.messages.iter().map(from_json_map).collect();
+    fn context(&self, prompt: &ChatPrompt, object_arguments: bool) -> Value {
+        let message = |message: &Map<String, Json>| match object_arguments {
+            true => from_json_map(&arguments::as_objects(message)),
+            false => from_json_map(message),
+        };
+        let messages: Value = prompt.messages.iter().map(message).collect();
         let tools = prompt.tools.as_ref().map_or(Value::from(()), |tools| tools.iter().map(from_json).collect());
         let named = |map: &Map<String, Json>| map.iter().map(|(key, value)| (key.clone(), from_json(value))).collect::<Vec<_>>();
         let mut variables = vec![("documents".to_owned(), Value::from(()))];
@@ -111,7 +147,8 @@ fn cut_after_last_message(mut rendered: String, prompt: &ChatPrompt) -> Result<S
     Ok(rendered)
 }
 
-fn last_text(prompt: &ChatPrompt) -> Option<&str> {
+/// The text of the last message.
+pub(super) fn last_text(prompt: &ChatPrompt) -> Option<&str> {
     match prompt.messages.last()?.get("content")? {
         Json::String(text) => Some(text),
         Json::Array(parts) => parts.iter().rev().find_map(|part| part.get("text")?.as_str()),

@@ -1,7 +1,9 @@
 //! Between text and tokens: the chat template, the tokenizer, and back again piece by piece.
 
+mod arguments;
 pub mod chat_template;
 pub mod detokenizer;
+pub mod parser;
 mod python;
 pub mod stop;
 mod strftime;
@@ -10,5 +12,6 @@ pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, TemplateError};
 pub use detokenizer::Detokenizer;
+pub use parser::{AnswerParser, Call, Markup, Piece, ToolForm};
 pub use stop::{StopMatcher, StopOutcome};
 pub use tokenizer::{TokenizeError, Tokenizer};

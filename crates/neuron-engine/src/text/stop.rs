@@ -1,5 +1,7 @@
 //! Stop texts in a stream: the answer ends where the first of them is complete.
 
+use super::parser::undecided;
+
 /// Looks for stop texts in text that comes in pieces.
 ///
 /// The match is the one that is complete first; of those that end at the same place, the longest. So the outcome depends on the
@@ -46,7 +48,7 @@ impl StopMatcher {
             text_before.truncate(start);
             return StopOutcome::Stopped { text_before };
         }
-        let still_possible = self.held.split_off(self.undecided());
+        let still_possible = self.held.split_off(undecided(&self.held, &self.stops));
         StopOutcome::Text(std::mem::replace(&mut self.held, still_possible))
     }
 
@@ -59,13 +61,5 @@ impl StopMatcher {
     fn first_match(&self) -> Option<usize> {
         let matches = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)));
         matches.min().map(|(_, start)| start)
-    }
-
-    /// Where the longest ending starts that is the beginning of a stop text.
-    fn undecided(&self) -> usize {
-        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
-        let earliest = self.held.len().saturating_sub(longest - 1);
-        let starts = (earliest..self.held.len()).filter(|&at| self.held.is_char_boundary(at));
-        starts.into_iter().find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..]))).unwrap_or(self.held.len())
     }
 }

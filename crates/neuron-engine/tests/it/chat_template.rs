@@ -145,6 +145,76 @@ fn what_the_template_refuses_reaches_the_user_in_its_words() {
     assert!(matches!(&error, TemplateError::Failed(what) if what.contains("line 2")), "{error}");
 }
 
+/// Calls as OpenAI's clients send them back, and as transformers does.
+fn with_text_arguments(mut case: Value) -> Value {
+    for call in case["messages"].as_array_mut().unwrap().iter_mut().filter_map(|message| message["tool_calls"].as_array_mut()).flatten() {
+        let function = if call["function"].is_null() { call } else { &mut call["function"] };
+        if !function["arguments"].is_string() {
+            function["arguments"] = json!(json!(function["arguments"]).to_string());
+        }
+    }
+    case
+}
+
+#[test]
+fn arguments_sent_as_text_render_as_the_object_they_hold() {
+    let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": {"b": [1, "é"], "a": {"q": "\""}}}});
+    let case = json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls": [call]}],
+        "tools": null, "add_generation_prompt": false});
+    let each = |body: &str| {
+        format!("{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}{{% set f = c.function %}}{body}{{% endfor %}}{{% endfor %}}")
+    };
+    let dumps = r#"{"b": [1, "é"], "a": {"q": "\""}}"#;
+    let compact = r#"{"b":[1,"é"],"a":{"q":"\""}}"#;
+    let objects_only = [
+        (each("{{ f.arguments | tojson }}"), dumps),
+        (each("{% for k, v in f.arguments | items %}<{{ k }}>{{ v | tojson }}{% endfor %}"), r#"<b>[1, "é"]<a>{"q": "\""}"#),
+        (each("{% set a = f.arguments %}{% for k, v in a.items() %}<{{ k }}>{{ v | tojson }}{% endfor %}"), r#"<b>[1, "é"]<a>{"q": "\""}"#),
+    ];
+    for (source, expected) in &objects_only {
+        for case in [case.clone(), with_text_arguments(case.clone())] {
+            assert_eq!(render(source, &case).unwrap(), *expected, "{source}");
+        }
+    }
+    // Where a template takes text, it gets the client's own, so that the prompt repeats what the model said.
+    let text_too = [each("{{ f.arguments if f.arguments is string else f.arguments | tojson }}"), each("{{ 'call ' + f.arguments }}")];
+    for (source, expected) in text_too.iter().zip([compact.to_owned(), format!("call {compact}")]) {
+        assert_eq!(render(source, &with_text_arguments(case.clone())).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
+fn arguments_that_are_no_object_stay_as_they_are() {
+    let source = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}";
+    for arguments in ["", "{", "[1]", "7"] {
+        let call = json!({"function": {"name": "f", "arguments": arguments}});
+        let case = json!({"messages": [{"role": "assistant", "tool_calls": [call, 5]}], "tools": null, "add_generation_prompt": false});
+        let with_a_number = render(source, &case);
+        assert!(with_a_number.is_err(), "{with_a_number:?}");
+        let case = json!({"messages": [{"role": "assistant", "tool_calls": [call]}], "tools": null, "add_generation_prompt": false});
+        assert_eq!(render(source, &case).unwrap(), json!(arguments).to_string());
+    }
+}
+
+#[test]
+fn parity_conversations_render_alike_with_arguments_as_text() {
+    for set in fixtures::sets() {
+        for name in set.checkpoints().into_iter().filter(|name| !name.contains("bert")) {
+            let template = template(&set.checkpoint(&name));
+            let cases = set.refs(if name.contains("vl") { "chat/vl" } else { "chat/text" });
+            let calls = |case: &&Value| case["messages"].as_array().unwrap().iter().any(|message| !message["tool_calls"].is_null());
+            let with_calls: Vec<_> = cases.as_array().unwrap().iter().filter(calls).collect();
+            assert!(!with_calls.is_empty(), "{name}");
+            for case in with_calls {
+                // These templates print text as it comes: only the spaces that json.dumps writes are missing.
+                let squeeze = |text: &str| text.replace(": ", ":").replace(", ", ",").replace("1e-07", "1e-7");
+                let rendered = template.render(&prompt(&with_text_arguments(case.clone()))).unwrap();
+                assert_eq!(squeeze(&rendered), squeeze(case["rendered"].as_str().unwrap()), "{name}, {}", case["name"]);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_continued_message_ends_where_its_text_ends() {
     let keeps = "{% for m in messages %}<{{ m.content if m.content is string else m.content[-1].text }}>{% endfor %}";

@@ -5,14 +5,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cortex_core::{ChatPrompt, GenerateRequest, Prompt, SamplingRequest};
+use cortex_core::{ChatPrompt, FinishReason, GenerateRequest, Prompt, SamplingRequest};
 use futures::future::join_all;
 use neuron_engine::frontend::RopePositions;
 use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
 use neuron_engine::{LoadOptions, LoadedModel, Switches};
 use serde_json::{Map, Value, json};
 
-use crate::engine::{answer, load_folder};
+use crate::engine::{Answer, answer, load_folder};
 use crate::fixtures::{demo_checkpoint, read_json};
 
 /// Above this gap between the best two logits, another rounding must not change the answer.
@@ -134,6 +134,22 @@ async fn it_talks_as_the_reference_talks() {
 }
 
 async fn talk(set: &Set, model: &LoadedModel, dialog: &Value) {
+    let mut chat = begin(dialog);
+    let images: Vec<_> = Some(&dialog["image"]).filter(|image| !image.is_null()).map(|image| set.picture(image)).into_iter().collect();
+    for turn in dialog["turns"].as_array().unwrap() {
+        chat.messages.extend(sent(turn));
+        let found = answer(model, greedy(chat.clone()), images.clone()).await.unwrap();
+        assert_eq!(found.usage.prompt_tokens as u64, turn["prompt_tokens"].as_u64().unwrap(), "{turn}");
+        assert_said(&found, turn);
+        chat.messages.push(as_client_sends(&found));
+    }
+}
+
+fn sent(turn: &Value) -> impl Iterator<Item = Map<String, Value>> + '_ {
+    turn["send"].as_array().unwrap().iter().map(|sent| sent.as_object().unwrap().clone())
+}
+
+fn begin(dialog: &Value) -> ChatPrompt {
     let mut chat = ChatPrompt {
         messages: dialog["system"].as_str().map(|text| message("system", json!(text))).into_iter().collect(),
         tools: dialog["tools"].as_array().cloned(),
@@ -143,12 +159,50 @@ async fn talk(set: &Set, model: &LoadedModel, dialog: &Value) {
     if dialog["enable_thinking"] == true {
         chat.template_kwargs.insert("enable_thinking".into(), json!(true));
     }
-    let images: Vec<_> = Some(&dialog["image"]).filter(|image| !image.is_null()).map(|image| set.picture(image)).into_iter().collect();
-    for turn in dialog["turns"].as_array().unwrap() {
-        chat.messages.extend(turn["send"].as_array().unwrap().iter().map(|sent| sent.as_object().unwrap().clone()));
-        let found = answer(model, greedy(chat.clone()), images.clone()).await.unwrap();
-        assert_eq!(found.usage.prompt_tokens as u64, turn["prompt_tokens"].as_u64().unwrap(), "{turn}");
-        assert_eq!(json!(found.text), turn["answer"], "{}: {turn}", dialog["name"]);
-        chat.messages.push(message("assistant", json!(found.text)));
+    chat
+}
+
+/// `turn.answer` is the model's own text: `[thought</think>]text` or calls between tags, which `turn.tool_calls` lists.
+fn assert_said(found: &Answer, turn: &Value) {
+    let raw = turn["answer"].as_str().unwrap();
+    let (thought, said) = raw.split_once("</think>").unwrap_or(("", raw));
+    let text = said.split("<tool_call>").next().unwrap();
+    assert_eq!((found.reasoning.as_str(), found.text.as_str()), (thought.trim(), text.trim()), "{turn}");
+    let calls: Vec<_> = found.calls.iter().map(|[_, name, arguments]| json!({"name": name, "arguments": object(arguments)})).collect();
+    assert_eq!(json!(calls), turn["tool_calls"], "{turn}");
+    assert_eq!(found.reason, if calls.is_empty() { FinishReason::Stop } else { FinishReason::ToolCalls }, "{turn}");
+}
+
+fn object(arguments: &str) -> Value {
+    serde_json::from_str(arguments).unwrap()
+}
+
+/// The answer as OpenAI's clients give it back: calls with their arguments as text, thoughts left out.
+fn as_client_sends(found: &Answer) -> Map<String, Value> {
+    let mut sent = message("assistant", if found.calls.is_empty() { json!(found.text) } else { json!(null) });
+    if !found.calls.is_empty() {
+        let call =
+            |[id, name, arguments]: &[String; 3]| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        sent.insert("tool_calls".into(), found.calls.iter().map(call).collect());
+    }
+    sent
+}
+
+#[tokio::test]
+async fn every_log_probability_arrives_whatever_its_token_becomes() {
+    let model = demo(Switches::default()).await;
+    for set in demo_sets() {
+        let dialogs = read_json(&set.folder.join("dialogs.json"));
+        for dialog in dialogs.as_array().unwrap().iter().filter(|dialog| dialog["image"].is_null()) {
+            let turn = &dialog["turns"][0];
+            let mut request = greedy(begin(dialog));
+            let Prompt::Chat(chat) = &mut request.prompt else { unreachable!() };
+            chat.messages.extend(sent(turn));
+            request.logprobs = Some(0);
+            let found = answer(&model, request, vec![]).await.unwrap();
+            // The token that ends the turn is counted, but it has no text.
+            assert_eq!(found.tokens().len() as u64 + 1, u64::from(found.usage.completion_tokens), "{turn}");
+            assert_said(&found, turn);
+        }
     }
 }

@@ -25,8 +25,11 @@ pub(crate) async fn load_folder(folder: PathBuf, options: LoadOptions) -> Loaded
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) text: String,
+    pub(crate) reasoning: String,
+    /// Id, name and arguments.
+    pub(crate) calls: Vec<[String; 3]>,
     logprobs: Vec<TokenLogprob>,
-    reason: FinishReason,
+    pub(crate) reason: FinishReason,
     pub(crate) usage: Usage,
 }
 
@@ -56,7 +59,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
 
 pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<Answer, HarnessError> {
     let mut events = model.generate(request, images).await?;
-    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    let (mut text, mut reasoning, mut calls, mut logprobs) = (String::new(), String::new(), Vec::new(), Vec::new());
     while let Some(event) = events.next().await {
         match event? {
             GenerateEvent::Started { .. } => assert!(logprobs.is_empty(), "the start comes first"),
@@ -64,7 +67,15 @@ pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images
                 text += &more;
                 logprobs.extend(tokens);
             }
-            GenerateEvent::Finish { reason, usage } => return Ok(Answer { text, logprobs, reason, usage }),
+            GenerateEvent::Reasoning { text: more, logprobs: tokens } => {
+                reasoning += &more;
+                logprobs.extend(tokens);
+            }
+            GenerateEvent::ToolCall { index, id, name, arguments } => {
+                assert_eq!(index as usize, calls.len());
+                calls.push([id, name, arguments]);
+            }
+            GenerateEvent::Finish { reason, usage } => return Ok(Answer { text, reasoning, calls, logprobs, reason, usage }),
         }
     }
     panic!("the stream ended without an end")
