@@ -37,11 +37,18 @@ pub struct GatewaySection {
     pub listen: SocketAddr,
     /// Prometheus connects here.
     pub metrics_listen: SocketAddr,
+    /// Anthropic's clients begin their system prompt with a billing line that differs per conversation, so that no two
+    /// conversations share a cached prefix. It is left out unless this is true.
+    pub keep_billing_header: bool,
 }
 
 impl Default for GatewaySection {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31313)), metrics_listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31314)) }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31313)),
+            metrics_listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31314)),
+            keep_billing_header: false,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here performs I/O or knows an async runtime: these are the types that travel between the two programs, the
 //! [`Harness`] trait that a node implements, and the names of metrics and headers.
 
+pub mod anthropic;
 pub mod config;
 pub mod discovery;
 pub mod harness;

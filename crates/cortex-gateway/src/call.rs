@@ -12,21 +12,39 @@ use crate::app::App;
 use crate::proxy;
 use crate::scan::{Scan, scan};
 
-/// What clients can ask a model for. The gateway's paths and the node's are the same.
+/// What clients can ask a model for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Chat,
     Completions,
     Embeddings,
+    Messages,
+    CountTokens,
 }
 
 impl Endpoint {
+    /// The gateway's path.
     pub(crate) const fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Embeddings => "/v1/embeddings",
+            Self::Messages => "/v1/messages",
+            Self::CountTokens => "/v1/messages/count_tokens",
         }
+    }
+
+    /// The node's path.
+    pub(crate) const fn node_path(self) -> &'static str {
+        match self {
+            Self::Chat | Self::Messages => "/v1/chat/completions",
+            Self::CountTokens => "/tokenize",
+            Self::Completions | Self::Embeddings => self.path(),
+        }
+    }
+
+    const fn can_stream(self) -> bool {
+        matches!(self, Self::Chat | Self::Completions | Self::Messages)
     }
 }
 
@@ -37,27 +55,33 @@ pub(crate) struct Call {
     /// The model itself; an alias is resolved.
     pub(crate) model: ModelId,
     pub(crate) stream: bool,
-    /// As the client sent it, save for an alias.
+    /// As the client sent it, save for an alias, or translated.
     pub(crate) body: Bytes,
     /// What the node gets to see.
     pub(crate) headers: HeaderMap,
 }
 
 impl Call {
-    /// Reads the request within the limits of size and time.
+    /// Reads the request within the limits of size and time; `translate` makes of its body what a node reads.
     ///
     /// # Errors
     /// 400, 408 or 413, each with what is wrong.
-    pub(crate) async fn read(app: &App, endpoint: Endpoint, request: Request, request_id: &str) -> Result<Self, ApiError> {
+    pub(crate) async fn read(
+        app: &App,
+        endpoint: Endpoint,
+        request: Request,
+        request_id: &str,
+        translate: impl FnOnce(Bytes) -> Result<Bytes, ApiError>,
+    ) -> Result<Self, ApiError> {
         let headers = proxy::client_headers(request.headers(), request_id);
-        let body = read_body(app, request).await?;
+        let body = translate(read_body(app, request).await?)?;
         let seen: Scan = scan(&body)?;
         let fleet = app.fleet.load();
         let (model, body) = match fleet.placement().alias_target(seen.model.as_str()) {
             Some(target) => (target.clone(), seen.splice(&body, target)),
             None => (seen.model, body),
         };
-        Ok(Self { endpoint, model, stream: seen.stream && endpoint != Endpoint::Embeddings, body, headers })
+        Ok(Self { endpoint, model, stream: seen.stream && endpoint.can_stream(), body, headers })
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use cortex_core::openai::ApiError;
 use cortex_core::{ModelStatus, NodeId};
 
 use crate::app::App;
@@ -19,9 +21,19 @@ const LOADS_MAX: usize = 2;
 
 /// Answers `request`, whatever happens.
 pub(crate) async fn dispatch(app: Arc<App>, endpoint: Endpoint, request: Request) -> Response {
-    let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+    dispatch_translated(app, endpoint, request, Ok).await
+}
+
+/// The same for a body that only `translate` makes readable to a node. The answer is a node's: its way back is the caller's.
+pub(crate) async fn dispatch_translated(
+    app: Arc<App>,
+    endpoint: Endpoint,
+    request: Request,
+    translate: impl FnOnce(Bytes) -> Result<Bytes, ApiError>,
+) -> Response {
+    let request_id = RequestId::of(&request);
     let mut observer = Observer::new(Arc::clone(&app.metrics), endpoint.path(), request_id.clone());
-    let call = match Call::read(&app, endpoint, request, &request_id).await {
+    let call = match Call::read(&app, endpoint, request, &request_id, translate).await {
         Ok(call) => call,
         Err(error) => {
             observer.refuses(error.status);

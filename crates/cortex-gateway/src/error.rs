@@ -1,10 +1,14 @@
-//! Errors as HTTP answers, in OpenAI's shape whatever the route.
+//! Errors as HTTP answers, in OpenAI's shape; the routes of another dialect put them into its own words.
 
 use axum::Json;
+use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;
-use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use cortex_core::openai::ApiError;
+
+use crate::anthropic;
+use crate::middleware::request_log::RequestId;
 
 /// An [`ApiError`] on its way to the client.
 #[derive(Debug)]
@@ -27,13 +31,21 @@ impl IntoResponse for Refusal {
     }
 }
 
-pub(crate) async fn no_such_route(method: Method, uri: Uri) -> Refusal {
-    let message =
-        format!("There is no {method} {} here. Clients use /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models.", uri.path());
-    Refusal(ApiError::new(404, "invalid_request_error", Some("not_found"), message))
+pub(crate) async fn no_such_route(request: Request) -> Response {
+    let message = format!(
+        "There is no {} {} here. Clients use /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/messages, /v1/models.",
+        request.method(),
+        request.uri().path()
+    );
+    in_callers_words(&request, ApiError::new(404, "invalid_request_error", Some("not_found"), message))
 }
 
-pub(crate) async fn no_such_method(method: Method, uri: Uri) -> Refusal {
-    let message = format!("{} does not take {method}.", uri.path());
-    Refusal(ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message))
+pub(crate) async fn no_such_method(request: Request) -> Response {
+    let message = format!("{} does not take {}.", request.uri().path(), request.method());
+    in_callers_words(&request, ApiError::new(405, "invalid_request_error", Some("method_not_allowed"), message))
+}
+
+/// The error in the dialect of who asks.
+pub(crate) fn in_callers_words(request: &Request, error: ApiError) -> Response {
+    if anthropic::is_spoken_in(request) { anthropic::refusal(&error, &RequestId::of(request)) } else { Refusal(error).into_response() }
 }

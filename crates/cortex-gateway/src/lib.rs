@@ -1,8 +1,9 @@
-//! The gateway: one OpenAI-compatible address in front of a fleet of nodes.
+//! The gateway: one address in front of a fleet of nodes, for clients of OpenAI's and of Anthropic's dialect.
 //!
 //! A request takes one way: [`router`] names the handler, `dispatch` routes it, has the model loaded if need be and sends it, and the
 //! proxy passes the node's bytes on while an observer counts. [`Gateway::start`] is all that other crates need.
 
+mod anthropic;
 mod app;
 mod call;
 mod controllers;
@@ -20,6 +21,7 @@ mod router;
 mod routing;
 mod scan;
 mod serve;
+mod translate;
 
 use std::io;
 use std::net::SocketAddr;

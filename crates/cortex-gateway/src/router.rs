@@ -6,7 +6,7 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use crate::app::App;
-use crate::controllers::{admin, chat, completions, embeddings, health, models};
+use crate::controllers::{admin, chat, completions, embeddings, health, messages, models};
 use crate::error::{no_such_method, no_such_route};
 use crate::middleware::request_log;
 
@@ -17,6 +17,8 @@ pub(crate) fn api(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::entry)) // ids may hold slashes
         .route("/health", get(health::health))

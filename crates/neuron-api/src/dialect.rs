@@ -14,8 +14,8 @@ pub(crate) trait Dialect: Send + 'static {
     type Chunk: Serialize + Send + 'static;
     type Whole: Serialize;
 
-    /// Goes before a choice's first text.
-    fn opening(&self, index: u32) -> Option<Self::Chunk>;
+    /// Goes before a choice's first text; `prompt` is what is known of the prompt, if the request wants to hear it.
+    fn opening(&self, index: u32, prompt: Option<CompletionUsage>) -> Option<Self::Chunk>;
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Self::Chunk;
@@ -52,9 +52,9 @@ impl Dialect for Chat {
     type Chunk = ChatChunk;
     type Whole = ChatCompletion;
 
-    fn opening(&self, index: u32) -> Option<ChatChunk> {
+    fn opening(&self, index: u32, prompt: Option<CompletionUsage>) -> Option<ChatChunk> {
         let delta = ChatDelta { role: Some(Role::Assistant), content: Some(String::new()), ..Default::default() };
-        Some(self.delta(index, delta, Vec::new()))
+        Some(ChatChunk { usage: prompt, ..self.delta(index, delta, Vec::new()) })
     }
 
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> ChatChunk {
@@ -105,7 +105,7 @@ impl Dialect for Plain {
     type Chunk = Completion;
     type Whole = Completion;
 
-    fn opening(&self, _: u32) -> Option<Completion> {
+    fn opening(&self, _: u32, _: Option<CompletionUsage>) -> Option<Completion> {
         None
     }
 

@@ -23,11 +23,13 @@ pub(crate) struct Generation<D: Dialect> {
     choices: Vec<Choice>,
     /// Choices for each prompt: the first of them counts the prompt.
     n: usize,
+    prompt_usage: bool,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Choice {
     opened: bool,
+    prompt: Usage,
     finished: Option<Usage>,
 }
 
@@ -55,14 +57,14 @@ pub(crate) async fn start<D: Dialect>(
         })
     });
     let admitted = try_join_all(admissions).await?;
-    Ok(Generation::new(dialect, admitted, n))
+    Ok(Generation::new(dialect, admitted, n, options.prompt_usage))
 }
 
 impl<D: Dialect> Generation<D> {
-    fn new(dialect: D, admitted: Vec<EventStream>, n: usize) -> Self {
+    fn new(dialect: D, admitted: Vec<EventStream>, n: usize, prompt_usage: bool) -> Self {
         let choices = vec![Choice::default(); admitted.len()];
         let tagged = admitted.into_iter().enumerate().map(|(index, events)| events.map(move |event| (index, event)).boxed());
-        Self { dialect, events: tagged.collect(), choices, n }
+        Self { dialect, events: tagged.collect(), choices, n, prompt_usage }
     }
 
     /// The chunks of the next event, often one, sometimes none; `None` when every choice has finished. Nothing runs on after an error.
@@ -86,7 +88,10 @@ impl<D: Dialect> Generation<D> {
 
     fn project(&mut self, index: usize, event: GenerateEvent) -> Vec<D::Chunk> {
         match event {
-            GenerateEvent::Started { .. } => Vec::new(),
+            GenerateEvent::Started { prompt_tokens, cached_tokens } => {
+                self.choices[index].prompt = Usage { prompt_tokens, cached_tokens, completion_tokens: 0 };
+                Vec::new()
+            }
             GenerateEvent::Text { text, logprobs } if text.is_empty() && logprobs.is_empty() => Vec::new(),
             GenerateEvent::Text { text, logprobs } => self.after_opening(index, |dialect, index| dialect.text(index, text, logprobs)),
             GenerateEvent::Reasoning { text, logprobs } => {
@@ -108,7 +113,8 @@ impl<D: Dialect> Generation<D> {
     /// The opening waits for the first text, so that a gateway can still turn to another node when the prefill fails.
     fn after_opening(&mut self, index: usize, chunk: impl FnOnce(&mut D, u32) -> D::Chunk) -> Vec<D::Chunk> {
         let first = !std::mem::replace(&mut self.choices[index].opened, true);
-        let opening = first.then(|| self.dialect.opening(index as u32)).flatten();
+        let prompt = self.prompt_usage.then(|| self.choices[index].prompt.into());
+        let opening = first.then(|| self.dialect.opening(index as u32, prompt)).flatten();
         opening.into_iter().chain([chunk(&mut self.dialect, index as u32)]).collect()
     }
 

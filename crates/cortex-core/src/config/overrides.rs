@@ -38,8 +38,9 @@ impl GatewayConfig {
 /// Sets one key through the section's own serde rules, so that a variable is checked like the file.
 fn set<T: Serialize + DeserializeOwned>(section: &mut T, key: &str, value: &str) -> Result<(), String> {
     let mut table = Table::try_from(&*section).map_err(|error| error.to_string())?;
-    let value = value.parse::<i64>().map_or_else(|_| Value::String(value.into()), Value::Integer);
-    table.insert(key.to_ascii_lowercase(), value);
+    let number = || value.parse().map(Value::Integer).ok();
+    let flag = || value.parse().map(Value::Boolean).ok();
+    table.insert(key.to_ascii_lowercase(), number().or_else(flag).unwrap_or_else(|| Value::String(value.into())));
     *section = table.try_into().map_err(|error| error.message().trim().to_owned())?;
     Ok(())
 }

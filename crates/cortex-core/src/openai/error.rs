@@ -36,6 +36,16 @@ pub struct ErrorDetail {
     pub code: Option<String>,
 }
 
+impl ErrorDetail {
+    /// Tokens of the prompt, and of the context that they do not fit; `None` for any other error. The words are those of
+    /// [`HarnessError::ContextLength`].
+    pub fn context_overflow(&self) -> Option<(usize, usize)> {
+        let is_overflow = self.code.as_deref() == Some("context_length_exceeded");
+        let mut numbers = self.message.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+        is_overflow.then(|| Some((numbers.next()?, numbers.next()?))).flatten()
+    }
+}
+
 impl ApiError {
     /// An error of `kind` with `code`.
     pub fn new(status: u16, kind: &str, code: Option<&str>, message: impl Into<String>) -> Self {
@@ -94,5 +104,17 @@ impl From<HarnessError> for ApiError {
             HarnessError::ShuttingDown => Self::new(503, "server_error", Some("shutting_down"), message).with_retry_after(1),
             HarnessError::Internal(_) => Self::new(500, "server_error", Some("internal_error"), message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_can_be_read_back() {
+        let error = ApiError::from(HarnessError::ContextLength { prompt_tokens: 5_000, context: 4_096 });
+        assert_eq!(error.body.error.context_overflow(), Some((5_000, 4_096)));
+        assert_eq!(ApiError::invalid("1 2").body.error.context_overflow(), None);
     }
 }

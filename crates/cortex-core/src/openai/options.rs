@@ -1,6 +1,6 @@
 //! The options that `/v1/chat/completions` and `/v1/completions` share.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::ApiError;
 use super::fields::{Fields, wrong_type, wrong_value};
@@ -30,12 +30,15 @@ pub struct GenerateOptions {
     pub stream: bool,
     /// End the stream with a chunk that tells the usage.
     pub include_usage: bool,
+    /// The first chunk of each choice tells the tokens of the prompt, which some dialects must say before the answer.
+    pub prompt_usage: bool,
 }
 
 impl GenerateOptions {
     /// Takes the shared options out of `fields`; `logprobs` is left to the dialect, because chat and plain completions differ in it.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         let max_tokens = token_limit(fields, "max_tokens")?;
+        let stream_options = fields.object("stream_options")?.unwrap_or_default();
         Ok(Self {
             sampling: sampling(fields)?,
             stop: stop(fields)?,
@@ -43,7 +46,8 @@ impl GenerateOptions {
             logprobs: None,
             n: fields.integer("n", 1..=CHOICES_MAX)?.unwrap_or(1) as u32,
             stream: fields.flag("stream")?.unwrap_or(false),
-            include_usage: include_usage(fields)?,
+            include_usage: stream_option(&stream_options, "include_usage")?,
+            prompt_usage: stream_option(&stream_options, "prompt_usage")?,
         })
     }
 }
@@ -115,11 +119,10 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
-fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
-    let Some(options) = fields.object("stream_options")? else { return Ok(false) };
-    match options.get("include_usage") {
+fn stream_option(options: &Map<String, Value>, name: &str) -> Result<bool, ApiError> {
+    match options.get(name) {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(flag)) => Ok(*flag),
-        Some(other) => Err(wrong_type("stream_options.include_usage", "true or false", other)),
+        Some(other) => Err(wrong_type(&format!("stream_options.{name}"), "true or false", other)),
     }
 }

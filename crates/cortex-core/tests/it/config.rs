@@ -88,6 +88,7 @@ fn variables_override_the_file_and_are_checked_like_it() {
         .with_overrides(vars(&[
             ("CORTEX_GATEWAY_LISTEN", "[::]:9"),
             ("CORTEX_TIMEOUTS_IDLE_MS_MAX", "7"),
+            ("CORTEX_GATEWAY_KEEP_BILLING_HEADER", "true"),
             ("CORTEX_NEURONS", "a=http://a:1, b=http://b:1"),
             ("CORTEX_URL", "not a setting of the gateway"),
             ("PATH", "/bin"),
@@ -95,6 +96,7 @@ fn variables_override_the_file_and_are_checked_like_it() {
         .unwrap();
     assert_eq!(changed.gateway.listen, "[::]:9".parse().unwrap());
     assert_eq!(changed.timeouts.idle_ms_max.duration().as_millis(), 7);
+    assert!(changed.gateway.keep_billing_header);
     assert_eq!(changed.neurons.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(changed.limits, config.limits);
 

@@ -11,6 +11,12 @@ use tracing::Instrument;
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(pub(crate) String);
 
+impl RequestId {
+    pub(crate) fn of(request: &Request) -> String {
+        request.extensions().get::<Self>().map(|id| id.0.clone()).unwrap_or_default()
+    }
+}
+
 pub(crate) async fn attach(mut request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).and_then(accepted).unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
     let span = tracing::debug_span!("http", request_id = %id, method = %request.method(), path = %request.uri().path());

@@ -119,7 +119,7 @@ impl Proxy {
 
 fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, AttemptError> {
     let invalid = |error: http::Error| AttemptError::Unreachable { reason: error.to_string() };
-    let uri = Uri::builder().scheme("http").authority(target.node.endpoint.authority()).path_and_query(call.endpoint.path());
+    let uri = Uri::builder().scheme("http").authority(target.node.endpoint.authority()).path_and_query(call.endpoint.node_path());
     let mut request = Request::new(Full::new(call.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.build().map_err(invalid)?;

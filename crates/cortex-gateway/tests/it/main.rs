@@ -3,6 +3,7 @@
 // A helper that unwraps fails its test, as it should.
 #![allow(clippy::unwrap_used)]
 
+mod anthropic;
 mod disconnect;
 mod faults;
 mod health;

@@ -51,6 +51,24 @@ async fn a_stream_that_speaks_does_not_ping() {
 }
 
 #[tokio::test]
+async fn the_first_chunk_tells_the_prompts_tokens_to_those_who_ask() {
+    let mock = mock(|model| model.cached_tokens = 3);
+    for asks in [false, true] {
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}], "stream": true,
+            "stream_options": {"include_usage": true, "prompt_usage": asks}});
+        let text = send(&mock, post("/v1/chat/completions", body)).await.text;
+        let chunks = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line.strip_prefix("data: ")?).ok());
+        let mut usages: Vec<_> = chunks.map(|chunk| chunk["usage"].clone()).collect();
+        let total = usages.pop().unwrap();
+        let mut prompt = total.clone();
+        prompt["completion_tokens"] = 0.into();
+        prompt["total_tokens"] = total["prompt_tokens"].clone();
+        assert_eq!(usages[0], if asks { prompt } else { serde_json::Value::Null }, "{text}");
+        assert!(usages[1..].iter().all(serde_json::Value::is_null), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_shown_before_the_first_token() {
     let mock = mock(|model| model.faults.die_after = Some(0));
     let answer = read(stream(&mock, 1).await).await;
