@@ -34,7 +34,8 @@ fn the_table_of_commands_lists_every_subcommand() {
 
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let documents = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/README.md", "docs/running.md", "docs/api.md", "docs/errors.md"];
+    let documents =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/README.md", "docs/running.md", "docs/api.md", "docs/errors.md"];
     for document in documents {
         let text = read(document);
         let folder = root().join(document).parent().unwrap().to_owned();

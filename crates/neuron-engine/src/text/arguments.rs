@@ -15,8 +15,8 @@ const NEEDLE: &str = "needle-of-arguments";
 pub(super) fn only_objects(render: impl Fn(&ChatPrompt) -> Option<String>) -> bool {
     let object = json!({ NEEDLE: 1 });
     let text = Value::String(object.to_string());
-    let comes_out = |arguments| render(&conversation(arguments)).is_some_and(|text| is_written_once(&text));
-    comes_out(object) && !comes_out(text)
+    let comes_out = |arguments: &Value| render(&conversation(arguments)).is_some_and(|text| is_written_once(&text));
+    comes_out(&object) && !comes_out(&text)
 }
 
 /// JSON inside a JSON text would have its quotes escaped.
@@ -25,7 +25,7 @@ fn is_written_once(text: &str) -> bool {
 }
 
 /// A conversation with a call that templates of all families accept.
-fn conversation(arguments: Value) -> ChatPrompt {
+fn conversation(arguments: &Value) -> ChatPrompt {
     let function = json!({"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}});
     let call = json!({"id": "call00001", "type": "function", "function": {"name": "f", "arguments": arguments}});
     let messages = [
