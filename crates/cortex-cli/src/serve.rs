@@ -133,7 +133,7 @@ mod tests {
         let error = configuration(&args).unwrap_err().to_string().replace(&file.path().display().to_string(), "FILE");
         insta::assert_snapshot!(error, @r"
         error: FILE cannot be used
-          = line 2, `listen_to`: unknown field `listen_to`, expected `listen` or `metrics_listen`
+          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`
         ");
     }
 
