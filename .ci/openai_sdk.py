@@ -4,6 +4,7 @@ usage: openai_sdk.py http://127.0.0.1:PORT MODEL
 """
 
 import asyncio
+import base64
 import concurrent.futures
 import math
 import sys
@@ -195,6 +196,19 @@ def plain_completions_continue_a_text():
 
 
 @case
+def a_picture_is_seen():
+    with open("docs/pictures/row.png", "rb") as file:
+        url = "data:image/png;base64," + base64.b64encode(file.read()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe the picture."}]
+    expected = "A row of 3 shapes from left to right: yellow star, pink star, blue star."
+    message = [{"role": "user", "content": parts}]
+    whole = chat(message)
+    assert whole.choices[0].message.content == expected, whole.choices[0].message.content
+    assert whole.usage.prompt_tokens > chat([{"role": "user", "content": parts[1:]}]).usage.prompt_tokens
+    assert streamed(message)[0] == expected
+
+
+@case
 def mistakes_become_the_sdks_own_exceptions():
     bad = openai.BadRequestError
     raises(openai.NotFoundError, lambda: chat(model="no/such-model"), code="model_not_found")
@@ -207,6 +221,8 @@ def mistakes_become_the_sdks_own_exceptions():
     raises(bad, lambda: chat([{"role": "user", "content": "river " * 6000}]), code="context_length_exceeded")
     raises(bad, lambda: CLIENT.embeddings.create(model=MODEL, input="Hello!", encoding_format="float"))
     raises(bad, lambda: chat(stream=True, temperature=-1), param="temperature")
+    broken = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    raises(bad, lambda: chat([{"role": "user", "content": broken}]))
 
 
 @case

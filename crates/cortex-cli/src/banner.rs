@@ -80,7 +80,7 @@ impl Banner<'_> {
     }
 }
 
-/// `cortex-demo  Qwen3-VL 7M  chat, vision   loaded in 0.1 s, 22 MiB`
+/// `cortex-demo  Qwen3-VL 7M  chat, vision   loaded in 70 ms, 22 MiB`
 fn model_line(model: &ModelReport, style: Style) -> String {
     let parameters = model.parameters.map(|count| units::count(count as f64));
     let kind: Vec<String> = model.architecture.as_deref().map(family).into_iter().chain(parameters).collect();
@@ -100,15 +100,15 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The family as its makers write it; an unknown one as `config.json` does.
+/// The family as its makers write it, from what `config.json` names as its type or its class; another one as it is.
 fn family(architecture: &str) -> String {
     match architecture {
-        "qwen3" => "Qwen3",
-        "qwen3_moe" => "Qwen3-MoE",
-        "qwen3_vl" => "Qwen3-VL",
-        "qwen3_vl_moe" => "Qwen3-VL-MoE",
-        "llama" => "Llama",
-        "bert" => "BERT",
+        "qwen3" | "Qwen3ForCausalLM" => "Qwen3",
+        "qwen3_moe" | "Qwen3MoeForCausalLM" => "Qwen3-MoE",
+        "qwen3_vl" | "Qwen3VLForConditionalGeneration" => "Qwen3-VL",
+        "qwen3_vl_moe" | "Qwen3VLMoeForConditionalGeneration" => "Qwen3-VL-MoE",
+        "llama" | "LlamaForCausalLM" => "Llama",
+        "bert" | "BertModel" => "BERT",
         other => other,
     }
     .into()
@@ -143,7 +143,7 @@ mod tests {
             id: id.into(),
             status: ModelStatus::Loaded,
             capabilities: capabilities.to_vec(),
-            architecture: Some("qwen3_vl".into()),
+            architecture: Some("Qwen3VLForConditionalGeneration".into()),
             parameters: Some(7_065_728),
             context: Some(4096),
             devices: vec!["cpu-0".into()],
@@ -173,7 +173,7 @@ mod tests {
         insta::assert_snapshot!(banner.render(Style::PLAIN), @r#"
         cortex 0.1.0 · gateway http://127.0.0.1:31313 · metrics :31314 · neuron :13131
           cpu-0    16 threads, 31 GiB         no NVIDIA driver found (libcuda.so.1): serving on the CPU
-          model    cortex-demo  Qwen3-VL 7.1M  chat, vision  loaded in 0.1 s, 22 MiB with its KV cache
+          model    cortex-demo  Qwen3-VL 7.1M  chat, vision  loaded in 70 ms, 22 MiB with its KV cache
         try it
           curl http://127.0.0.1:31313/v1/chat/completions -H 'content-type: application/json' \
                -d '{"model":"cortex-demo","messages":[{"role":"user","content":"Hello!"}]}'
@@ -202,7 +202,7 @@ mod tests {
         cortex 0.1.0 · gateway http://127.0.0.1:8080 · metrics 127.0.0.1:31314 · neuron 127.0.0.1:13131
           cuda-dev-0 NVIDIA H100, 80 GiB
           cuda-dev-1 NVIDIA H100, 80 GiB
-          model      Qwen/Qwen3-8B  Qwen3-VL 7.1M  chat  loaded in 0.1 s, 22 MiB with its KV cache
+          model      Qwen/Qwen3-8B  Qwen3-VL 7.1M  chat  loaded in 70 ms, 22 MiB with its KV cache
         try it
           curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \
                -d '{"model":"Qwen/Qwen3-8B","messages":[{"role":"user","content":"Hello!"}]}'

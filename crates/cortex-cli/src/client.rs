@@ -145,7 +145,7 @@ impl Events<'_> {
 fn refused(status: StatusCode, retry_after: Option<String>, body: &[u8]) -> CliError {
     let error = match serde_json::from_slice::<ErrorBody>(body) {
         Ok(body) => CliError::new(body.error.message),
-        Err(_) => CliError::new(format!("the gateway answered {status}")),
+        Err(_) => CliError::new(format!("the gateway answered {status}")).note("is something else than a gateway listening there?"),
     };
     match retry_after {
         Some(seconds) => error.note(format!("try again in {seconds} s")),
@@ -186,6 +186,7 @@ mod tests {
         insta::assert_snapshot!(refused(StatusCode::NOT_FOUND, None, body), @"error: The model `x` does not exist.");
         insta::assert_snapshot!(refused(StatusCode::SERVICE_UNAVAILABLE, Some("3".into()), b"<html>"), @r"
         error: the gateway answered 503 Service Unavailable
+          = is something else than a gateway listening there?
           = try again in 3 s
         ");
     }

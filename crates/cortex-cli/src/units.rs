@@ -31,9 +31,10 @@ pub(crate) fn count(count: f64) -> String {
     format!("{}{unit}", short(value))
 }
 
-/// `0.4 s`, `4 s`, `38 s`, `12 min`, `3 h`, `5 d`.
+/// `70 ms`, `0.4 s`, `4 s`, `38 s`, `12 min`, `3 h`, `5 d`.
 pub(crate) fn seconds(seconds: f64) -> String {
     match seconds {
+        s if s < 0.095 => format!("{:.0} ms", s * 1e3),
         s if s < 120.0 => format!("{} s", short(s)),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
@@ -66,7 +67,9 @@ mod tests {
             (count(0.0), "0"),
             (count(999.0), "999"),
             (count(1_912.4), "1.9k"),
-            (seconds(0.07), "0.1 s"),
+            (seconds(0.0), "0 ms"),
+            (seconds(0.07), "70 ms"),
+            (seconds(0.1), "0.1 s"),
             (seconds(4.0), "4 s"),
             (seconds(61.0), "61 s"),
             (seconds(600.0), "10 min"),

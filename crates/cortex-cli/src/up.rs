@@ -43,7 +43,8 @@ pub(crate) struct UpArgs {
 
 /// Loads, serves until told to stop, then lets open requests end.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
-    log::start("warn")?;
+    // A load that fails is told by the command itself.
+    log::start("warn,neuron::harness=error")?;
     let mut signals = StopSignals::listen()?;
     let (gateway, daemon) = tokio::select! {
         started = start(args) => started?,
