@@ -1,35 +1,12 @@
 //! Errors as HTTP answers, in OpenAI's shape; the routes of another dialect put them into its own words.
 
-use axum::Json;
 use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use cortex_core::openai::ApiError;
+pub(crate) use neuron_api::Failure as Refusal;
 
 use crate::anthropic;
 use crate::middleware::request_log::RequestId;
-
-/// An [`ApiError`] on its way to the client.
-#[derive(Debug)]
-pub(crate) struct Refusal(pub(crate) ApiError);
-
-impl<E: Into<ApiError>> From<E> for Refusal {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self.0.body)).into_response();
-        if let Some(seconds) = self.0.retry_after_s {
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
-        }
-        response
-    }
-}
 
 pub(crate) async fn no_such_route(request: Request) -> Response {
     let message = format!(

@@ -206,16 +206,10 @@ fn json(body: &impl Serialize) -> Bytes {
     serde_json::to_vec(body).expect("requests are maps with string keys").into()
 }
 
-/// hyper's own message stops before the interesting part ("client error (Connect)"), so all causes are told.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+/// An error with all its causes: hyper's own message stops before the interesting part ("client error (Connect)").
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The chunks of a chat answer. A stream that ends without `[DONE]` was cut, and says so.

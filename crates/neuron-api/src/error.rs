@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use cortex_core::HarnessError;
 use cortex_core::openai::ApiError;
 
-/// An [`ApiError`] on its way out.
+/// An [`ApiError`] as an answer: its status, its body, and `Retry-After` where it helps.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) ApiError);
+pub struct Failure(pub ApiError);
 
 impl<E: Into<ApiError>> From<E> for Failure {
     fn from(error: E) -> Self {

@@ -26,6 +26,7 @@ use axum::routing::{get, post};
 use cortex_core::Harness;
 
 pub use client::{ChatStream, Client, ClientError, ClientTimeouts};
+pub use error::Failure;
 pub use models::{EndpointAnswer, ModelsAnswer, UnloadAnswer};
 pub use node::VersionAnswer;
 pub use tokenize::{DetokenizeAnswer, TokenizeAnswer};

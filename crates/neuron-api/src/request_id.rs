@@ -6,9 +6,7 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
-use cortex_core::headers::REQUEST_ID;
-
-const REQUEST_ID_LEN_MAX: usize = 128;
+use cortex_core::headers::{REQUEST_ID, is_request_id};
 
 /// The id of the request at hand.
 #[derive(Clone, Debug)]
@@ -27,9 +25,6 @@ pub(crate) async fn attach(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// A client's id is taken when it is short and plain enough to stand in a log line.
 fn accepted(value: &HeaderValue) -> Option<String> {
-    let id = value.to_str().ok()?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/=+@".contains(&byte);
-    (!id.is_empty() && id.len() <= REQUEST_ID_LEN_MAX && id.bytes().all(plain)).then(|| id.to_owned())
+    value.to_str().ok().filter(|id| is_request_id(id)).map(str::to_owned)
 }

@@ -44,7 +44,7 @@ pub(crate) struct Whole {
 
 impl AttemptError {
     pub(super) fn of_send(error: &hyper_util::client::legacy::Error) -> Self {
-        let reason = super::causes(error);
+        let reason = neuron_api::client::causes(error);
         if error.is_connect() { Self::Unreachable { reason } } else { Self::Reset { reason } }
     }
 

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use neuron_api::client::causes;
 use tokio::time::timeout;
 
 use crate::call::Call;
@@ -140,10 +141,4 @@ async fn judge(answer: Answer) -> Result<Answer, AttemptError> {
 
 fn usage_of(headers: &HeaderMap) -> Option<cortex_core::Usage> {
     decode_usage(headers.get(USAGE)?.to_str().ok()?)
-}
-
-/// hyper's own message stops before the interesting part, so all causes are told.
-fn causes(error: &dyn std::error::Error) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
