@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use cortex_core::SamplingParams;
-use neuron_kernels::PagedBatch;
+use neuron_kernels::{BlockTable, PagedBatch};
 
 use crate::scheduler::{Chunk, Scheduler, Step};
-use crate::sequence::{ImageSpan, Sequence, SequenceId};
+use crate::sequence::{ImageSpan, Sequence, SequenceId, SequenceMap};
 
 /// One step: T new tokens of S sequences laid end to end, in the order of the step's chunks.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,19 +23,29 @@ pub struct BatchSequence {
     /// Whose.
     pub id: SequenceId,
     /// The new tokens.
-    pub tokens: Vec<u32>,
+    pub tokens: NewTokens,
     /// How many tokens stand before them, in the cache.
     pub start: usize,
-    /// The blocks of tokens `0..context_len`.
-    pub blocks: Vec<u32>,
+    /// At least the blocks of tokens `0..context_len`.
+    pub blocks: BlockTable,
     /// Tokens in the cache once the step has run.
     pub context_len: usize,
-    /// Rotary positions of the new tokens: rows time, height, width.
-    pub positions: [Vec<u32>; 3],
+    /// Rotary positions (time, height, width) of the new tokens.
+    pub positions: Vec<[u32; 3]>,
     /// Parts of pictures among the new tokens.
     pub images: Vec<ImagePart>,
     /// How to draw the next token from the last row; absent while the prompt goes on in a later step.
     pub sample: Option<Sample>,
+}
+
+/// The tokens that a step computes for one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewTokens {
+    /// These.
+    Known(Vec<u32>),
+    /// One: the token that the step before this one draws for the sequence. The host does not know it yet; the device does by
+    /// the time it runs this step. If that step failed there is none, and the sequence takes no part in this one.
+    Pending,
 }
 
 /// The part of a picture that falls into a chunk.
@@ -70,8 +80,9 @@ impl Batch {
     /// The data of `step`, which `scheduler` has just planned.
     pub fn new(step: &Step, scheduler: &Scheduler) -> Self {
         let block_size = scheduler.blocks().block_size();
-        let share = |chunk: &Chunk| Some(BatchSequence::new(chunk, scheduler.sequence(chunk.id)?, block_size));
-        Self { sequences: step.chunks.iter().filter_map(share).collect(), block_size }
+        let mut sequences = Vec::with_capacity(step.chunks.len());
+        sequences.extend(step.chunks.iter().filter_map(|chunk| Some(BatchSequence::new(chunk, scheduler.sequence(chunk.id)?))));
+        Self { sequences, block_size }
     }
 
     /// T.
@@ -79,14 +90,30 @@ impl Batch {
         self.sequences.iter().map(|sequence| sequence.tokens.len()).sum()
     }
 
-    /// Token ids, `[T]`.
-    pub fn ids(&self) -> Vec<u32> {
-        self.sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect()
+    /// Token ids, `[T]`, pending ones as the last step drew them; `None` if it drew none for a sequence that waits for one.
+    pub fn ids(&self, drawn: &SequenceMap<u32>) -> Option<Vec<u32>> {
+        let mut ids = Vec::with_capacity(self.tokens());
+        for sequence in &self.sequences {
+            match &sequence.tokens {
+                NewTokens::Known(tokens) => ids.extend_from_slice(tokens),
+                NewTokens::Pending => ids.push(*drawn.get(&sequence.id)?),
+            }
+        }
+        Some(ids)
+    }
+
+    /// The sequences whose token is pending, in order.
+    pub fn pending(&self) -> impl Iterator<Item = SequenceId> {
+        self.sequences.iter().filter(|sequence| sequence.tokens == NewTokens::Pending).map(|sequence| sequence.id)
     }
 
     /// Rotary positions, `[3, T]` row by row: time, height, width.
     pub fn positions(&self) -> Vec<u32> {
-        (0..3).flat_map(|axis| self.sequences.iter().flat_map(move |sequence| &sequence.positions[axis])).copied().collect()
+        let mut rows = Vec::with_capacity(3 * self.tokens());
+        for axis in 0..3 {
+            rows.extend(self.sequences.iter().flat_map(|sequence| &sequence.positions).map(|position| position[axis]));
+        }
+        rows
     }
 
     /// The rows of T that logits are wanted of, `[R]`: the last of each sequence that samples, in order.
@@ -121,18 +148,33 @@ impl Batch {
     }
 }
 
+impl NewTokens {
+    fn of(chunk: &Chunk, sequence: &Sequence) -> Self {
+        if chunk.pending { Self::Pending } else { Self::Known(sequence.tokens[chunk.start..chunk.end()].to_vec()) }
+    }
+
+    /// How many.
+    #[expect(clippy::len_without_is_empty, reason = "there is always one at least")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Known(tokens) => tokens.len(),
+            Self::Pending => 1,
+        }
+    }
+}
+
 impl BatchSequence {
-    fn new(chunk: &Chunk, sequence: &Sequence, block_size: usize) -> Self {
-        let (start, end) = (chunk.start, chunk.start + chunk.len);
+    fn new(chunk: &Chunk, sequence: &Sequence) -> Self {
+        let (start, end) = (chunk.start, chunk.end());
         Self {
             id: chunk.id,
-            tokens: sequence.tokens[start..end].to_vec(),
+            tokens: NewTokens::of(chunk, sequence),
             start,
-            blocks: sequence.blocks[..end.div_ceil(block_size)].to_vec(),
+            blocks: sequence.blocks.clone(),
             context_len: end,
-            positions: std::array::from_fn(|axis| (start..end).map(|index| sequence.position(index)[axis]).collect()),
+            positions: (start..end).map(|index| sequence.position(index)).collect(),
             images: sequence.images.iter().filter_map(|image| ImagePart::within(*image, start, end)).collect(),
-            sample: chunk.samples.then(|| Sample::new(sequence)),
+            sample: chunk.samples.then(|| Sample::new(sequence, end)),
         }
     }
 
@@ -151,11 +193,12 @@ impl ImagePart {
 }
 
 impl Sample {
-    fn new(sequence: &Sequence) -> Self {
+    /// The draw of token `index` of `sequence`.
+    fn new(sequence: &Sequence, index: usize) -> Self {
         let seen = |tokens: &[u32]| if sequence.sampling.has_penalties() { tokens.to_vec() } else { Vec::new() };
         Self {
             params: sequence.sampling.clone(),
-            position: sequence.tokens.len() as u64,
+            position: index as u64,
             prompt: seen(sequence.prompt()),
             answer: seen(sequence.answer()),
             logprobs: sequence.logprobs,

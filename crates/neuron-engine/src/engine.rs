@@ -1,6 +1,16 @@
 //! The loop that makes tokens, one thread per loaded decoder: receive -> schedule -> execute -> commit -> emit.
+//!
+//! It is a pipeline two steps deep: step n + 1 is planned and handed over before step n is waited for, so that the device always
+//! has its next step at hand, and planning, committing and emitting cost nothing as long as they take less time than a step.
+//!
+//! ```text
+//! loop     plan 1, plan 2   commit 1, plan 3   commit 2, plan 4
+//! device         [ step 1 ][      step 2     ][      step 3     ]
+//! ```
+//!
+//! What ends while its next chunk is under way is finished at once and frees its blocks; the late result is dropped.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,14 +19,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::{error, info};
 
 use crate::batch::Batch;
-use crate::device::RankGroup;
 use crate::device::command::{ModelKey, StepInput, StepOutput};
+use crate::device::{PendingStep, RankGroup};
 use crate::error::DeviceError;
 use crate::generation::TokenEvent;
 use crate::image::PreparedImage;
 use crate::sampler::Sampled;
 use crate::scheduler::{AddError, Scheduler, Step};
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::{Sequence, SequenceId, SequenceMap};
 use crate::stats::EngineStats;
 
 /// One sequence on its way into the engine.
@@ -48,12 +58,20 @@ pub enum EngineCommand {
 pub struct Engine {
     inbox: mpsc::Receiver<EngineCommand>,
     scheduler: Scheduler,
-    live: HashMap<SequenceId, Live>,
+    live: SequenceMap<Live>,
+    /// Steps handed over but not committed, oldest first.
+    in_flight: VecDeque<InFlight>,
     ranks: RankGroup,
     key: ModelKey,
     end_tokens: Vec<u32>,
     stats: Arc<EngineStats>,
     draining: Option<Draining>,
+}
+
+/// A step that was handed over.
+struct InFlight {
+    step: Step,
+    outcome: PendingStep,
 }
 
 struct Draining {
@@ -79,7 +97,7 @@ impl Engine {
         end_tokens: Vec<u32>,
         stats: Arc<EngineStats>,
     ) -> Self {
-        Self { inbox, scheduler, live: HashMap::new(), ranks, key, end_tokens, stats, draining: None }
+        Self { inbox, scheduler, live: SequenceMap::default(), in_flight: VecDeque::new(), ranks, key, end_tokens, stats, draining: None }
     }
 
     /// Runs until drained or until nobody can submit any more.
@@ -88,14 +106,9 @@ impl Engine {
         while self.receive() {
             self.drop_cancelled();
             self.drop_late();
-            let step = self.scheduler.schedule();
-            self.stats.preempted(step.preempted.len());
-            self.give_up_places(&step);
-            if !step.chunks.is_empty() {
-                match self.execute(&step) {
-                    Ok(output) => self.commit(&step, output),
-                    Err(error) => self.fail(&step, &error),
-                }
+            let planned = self.plan();
+            if !planned || self.in_flight.len() == self.scheduler.steps_in_flight_max() {
+                self.settle();
             }
             self.stats.observe(&self.scheduler);
         }
@@ -108,7 +121,7 @@ impl Engine {
 
     /// Takes what has arrived; waits only when there is nothing to compute. False: end.
     fn receive(&mut self) -> bool {
-        while !self.live.is_empty() {
+        while !self.live.is_empty() || !self.in_flight.is_empty() {
             match self.inbox.try_recv() {
                 Ok(command) => self.accept(command),
                 Err(_) => return true,
@@ -178,18 +191,41 @@ impl Engine {
         }
     }
 
-    fn execute(&self, step: &Step) -> Result<StepOutput, DeviceError> {
+    /// Plans a step and hands it over. False: there is nothing to plan before something is committed, or has arrived.
+    fn plan(&mut self) -> bool {
+        let step = self.scheduler.schedule();
+        self.stats.preempted(step.preempted.len());
+        self.give_up_places(&step);
+        if step.is_empty() {
+            return false;
+        }
+        let outcome = self.submit_step(&step);
+        self.in_flight.push_back(InFlight { step, outcome });
+        true
+    }
+
+    fn submit_step(&self, step: &Step) -> PendingStep {
         let batch = Batch::new(step, &self.scheduler);
         let seen: HashSet<u64> = batch.image_parts().iter().map(|(_, part)| part.image.hash).collect();
         let images = step.chunks.iter().filter_map(|chunk| self.live.get(&chunk.id)).flat_map(|live| &live.images);
         let images = images.filter(|image| seen.contains(&image.hash)).cloned().collect();
-        self.ranks.execute(self.key, &Arc::new(StepInput { batch, images }))
+        self.ranks.submit(self.key, &Arc::new(StepInput { batch, images }))
+    }
+
+    /// Waits for the oldest step under way and books it.
+    fn settle(&mut self) {
+        let Some(InFlight { step, outcome }) = self.in_flight.pop_front() else { return };
+        match outcome.wait() {
+            Ok(output) => self.commit(&step, output),
+            Err(error) => self.fail(&step, &error),
+        }
     }
 
     fn commit(&mut self, step: &Step, output: StepOutput) {
-        let mut sampled: HashMap<SequenceId, Sampled> = output.sampled.into_iter().collect();
+        let mut sampled: SequenceMap<Sampled> = output.sampled.into_iter().collect();
         for chunk in &step.chunks {
-            let token = sampled.remove(&chunk.id);
+            // For what ended while the step was under way, nobody waits.
+            let token = sampled.remove(&chunk.id).filter(|_| self.live.contains_key(&chunk.id));
             self.scheduler.commit(chunk.id, chunk.len, token.as_ref().map(|sampled| sampled.token));
             self.stats.computed(chunk.len, token.is_some());
             if let Some(token) = token {
@@ -217,7 +253,8 @@ impl Engine {
         }
     }
 
-    /// The sequences of a failed step get the reason; the others go on.
+    /// The sequences of a failed step get the reason; the others go on. A step behind it that starts from tokens of this one computes
+    /// nothing for the sequences that end here.
     fn fail(&mut self, step: &Step, error: &DeviceError) {
         error!(%error, sequences = step.chunks.len(), "a step failed");
         // The ranks of a split model cannot be brought back into step.

@@ -59,6 +59,8 @@ pub struct EngineLimits {
     pub waiting_max: usize,
     /// Whether equal prompt beginnings share KV blocks.
     pub prefix_cache: bool,
+    /// Whether the next step is planned and handed over while the device computes this one.
+    pub lookahead: bool,
 }
 
 /// For A/B comparison only; the default is what the model was trained for.
@@ -72,7 +74,7 @@ pub struct Switches {
 
 impl Default for EngineLimits {
     fn default() -> Self {
-        Self { step_tokens_max: 512, running_max: 128, waiting_max: 1024, prefix_cache: true }
+        Self { step_tokens_max: 512, running_max: 128, waiting_max: 1024, prefix_cache: true, lookahead: true }
     }
 }
 
@@ -228,10 +230,10 @@ fn start_engine(
     end_tokens: &[u32],
     stats: Arc<EngineStats>,
 ) -> Result<EngineDoor, LoadError> {
-    let EngineLimits { step_tokens_max, running_max, waiting_max, prefix_cache } = limits;
+    let EngineLimits { step_tokens_max, running_max, waiting_max, prefix_cache, lookahead } = limits;
     let (commands, inbox) = mpsc::channel(waiting_max);
     let blocks = BlockManager::new(kv.blocks, BLOCK_SIZE, prefix_cache);
-    let scheduler = Scheduler::new(Limits { step_tokens_max, running_max, waiting_max }, blocks);
+    let scheduler = Scheduler::new(Limits { step_tokens_max, running_max, waiting_max, lookahead }, blocks);
     stats.observe(&scheduler);
     let engine = Engine::new(inbox, scheduler, ranks, key, end_tokens.to_vec(), stats);
     let thread = std::thread::Builder::new().name(format!("engine {id}"));

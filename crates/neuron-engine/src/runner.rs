@@ -1,21 +1,22 @@
 //! One rank of one model on its device thread: it turns a step's plain data into tensors, runs the model, and samples.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::batch::{Batch, BatchSequence, Sample};
+use crate::batch::{Batch, BatchSequence, NewTokens, Sample};
 use crate::cache::kv_cache::LayerCaches;
 use crate::device::collective::{Collective, Shard};
-use crate::device::command::{ShardLoad, ShardReport, StepInput, StepOutput};
+use crate::device::command::{ShardLoad, ShardReport, StepInput, StepOutput, StepReply};
 use crate::error::LoadError;
 use crate::image::{FeatureCache, ImageFeatures, PreparedImage};
 use crate::models::registry::{Model, build, build_vision};
 use crate::models::{ModelInput, VisionTower, Visual};
 use crate::sampler::{SampleRow, Sampled, sample};
-use crate::sequence::SequenceId;
+use crate::sequence::{SequenceId, SequenceMap};
 use crate::weights::Weights;
 
 /// Bytes of image features kept per model.
@@ -27,6 +28,8 @@ pub struct ModelRunner {
     vision: Option<Box<dyn VisionTower>>,
     caches: Option<LayerCaches>,
     features: FeatureCache,
+    /// What the last step drew, for the pending tokens of the next. Empty after a step that failed, and on ranks that do not draw.
+    drawn: SequenceMap<u32>,
     comm: Arc<dyn Collective>,
     shard: Shard,
     device: Device,
@@ -39,8 +42,17 @@ impl ModelRunner {
         let weights = Weights::open(&load.folder, &device, load.precision)?;
         let model = build(&load.config, &weights, load.comm.clone(), load.shard)?;
         let vision = build_vision(&load.config, &weights, load.vision)?;
-        let features = FeatureCache::new(FEATURE_BYTES_MAX);
-        Ok(Self { model, vision, caches: None, features, comm: load.comm, shard: load.shard, weight_bytes: weights.loaded_bytes(), device })
+        Ok(Self {
+            model,
+            vision,
+            caches: None,
+            features: FeatureCache::new(FEATURE_BYTES_MAX),
+            drawn: SequenceMap::default(),
+            comm: load.comm,
+            shard: load.shard,
+            weight_bytes: weights.loaded_bytes(),
+            device,
+        })
     }
 
     /// What was loaded.
@@ -65,14 +77,42 @@ impl ModelRunner {
         self.comm.abort();
     }
 
-    /// One step of a decoder.
-    pub fn execute(&mut self, step: &StepInput) -> Result<StepOutput> {
+    /// One step of a decoder. The processor is done when this returns, so the answer is given at once.
+    pub fn execute(&mut self, step: &StepInput, reply: &StepReply) -> Result<()> {
+        reply.answer(Ok(self.step(step)?));
+        Ok(())
+    }
+
+    fn step(&mut self, step: &StepInput) -> Result<StepOutput> {
+        let pending = self.pending(&step.batch)?;
+        let batch = without_lost(&step.batch, &pending);
+        if batch.sequences.is_empty() {
+            return Ok(StepOutput::default());
+        }
         let Self { model: Model::Causal(lm), vision, caches: Some(caches), features, device, .. } = self else {
             bail!("this model has no KV cache: it is an encoder, or `reserve` was not called")
         };
-        let visual = visual(&step.batch, &step.images, vision.as_deref(), features, device)?;
-        let logits = lm.forward(&input(&step.batch, visual, device)?, caches)?;
-        if self.shard.rank == 0 { draw(&step.batch, &logits) } else { Ok(StepOutput::default()) }
+        let visual = visual(&batch, &step.images, vision.as_deref(), features, device)?;
+        let logits = lm.forward(&input(&batch, &pending, visual, device)?, caches)?;
+        if self.shard.rank > 0 {
+            return Ok(StepOutput::default());
+        }
+        let output = draw(&batch, &logits)?;
+        self.drawn = output.sampled.iter().map(|(id, sampled)| (*id, sampled.token)).collect();
+        Ok(output)
+    }
+
+    /// What the last step drew. Only rank 0 knows; where there are others, it tells them the tokens that `batch` waits for.
+    fn pending(&mut self, batch: &Batch) -> Result<SequenceMap<u32>> {
+        let drawn = std::mem::take(&mut self.drawn);
+        let waiting: Vec<SequenceId> = if self.shard.world_size > 1 { batch.pending().collect() } else { Vec::new() };
+        if waiting.is_empty() {
+            return Ok(drawn);
+        }
+        let ids: Vec<u32> = waiting.iter().map(|id| drawn.get(id).copied().unwrap_or_default()).collect();
+        let all = self.comm.all_gather(Tensor::from_vec(ids, waiting.len(), &self.device)?, 0)?;
+        let ids = all.narrow(0, 0, waiting.len())?.to_vec1::<u32>()?;
+        Ok(waiting.into_iter().zip(ids).collect())
     }
 
     /// Token sequences to vectors, one each.
@@ -84,12 +124,23 @@ impl ModelRunner {
     }
 }
 
-fn input(batch: &Batch, visual: Option<Visual>, device: &Device) -> Result<ModelInput> {
+/// The step without the sequences whose pending token was lost in a step that failed. Their engine knows of that failure.
+fn without_lost<'a>(batch: &'a Batch, pending: &SequenceMap<u32>) -> Cow<'a, Batch> {
+    let is_lost = |share: &BatchSequence| share.tokens == NewTokens::Pending && !pending.contains_key(&share.id);
+    if !batch.sequences.iter().any(is_lost) {
+        return Cow::Borrowed(batch);
+    }
+    let sequences = batch.sequences.iter().filter(|share| !is_lost(share)).cloned().collect();
+    Cow::Owned(Batch { sequences, block_size: batch.block_size })
+}
+
+fn input(batch: &Batch, pending: &SequenceMap<u32>, visual: Option<Visual>, device: &Device) -> Result<ModelInput> {
     let tokens = batch.tokens();
+    let Some(ids) = batch.ids(pending) else { bail!("a token that this step starts from was not drawn") };
     let rows = batch.logit_rows();
     let count = rows.len();
     Ok(ModelInput {
-        ids: Tensor::from_vec(batch.ids(), tokens, device)?,
+        ids: Tensor::from_vec(ids, tokens, device)?,
         positions: Tensor::from_vec(batch.positions(), (3, tokens), device)?,
         paged: batch.paged(),
         logit_rows: Tensor::from_vec(rows, count, device)?,

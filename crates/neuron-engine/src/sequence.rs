@@ -1,12 +1,37 @@
 //! One prompt and its answer on their way through the engine.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use cortex_core::SamplingParams;
+use neuron_kernels::BlockTable;
 
 /// Names a sequence for as long as the engine lives; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
+
+/// Things by sequence. A step looks up each of its sequences a dozen times.
+pub type SequenceMap<T> = HashMap<SequenceId, T, BuildHasherDefault<IdHasher>>;
+
+/// Spreads ids by one multiplication. Nobody outside chooses them, so they need no hash that withstands an attack.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio, the multiplier of Fibonacci hashing.
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
 
 /// The class of requests that ask for none. Lower numbers are more urgent.
 pub const PRIORITY_DEFAULT: u8 = 128;
@@ -59,7 +84,7 @@ pub struct Sequence {
     /// Tokens that the prefix cache held when the sequence was first admitted.
     pub cached: usize,
     /// Its block table: block `i` holds tokens `i * block_size ..`.
-    pub blocks: Vec<u32>,
+    pub blocks: BlockTable,
     /// Most tokens it may ever have: the prompt and its longest answer, within the model's context.
     pub total_len_max: usize,
     /// Pictures of the prompt, in order, not overlapping.
@@ -89,7 +114,7 @@ impl Sequence {
             tokens: prompt,
             computed: 0,
             cached: 0,
-            blocks: Vec::new(),
+            blocks: BlockTable::default(),
             total_len_max,
             images: Vec::new(),
             priority: PRIORITY_DEFAULT,
@@ -119,7 +144,18 @@ impl Sequence {
 
     /// True once the answer is as long as it may be; its last token is never computed.
     pub fn is_full(&self) -> bool {
-        self.tokens.len() > self.prompt_len && self.tokens.len() >= self.total_len_max
+        self.is_full_at(self.tokens.len())
+    }
+
+    /// The same once it has `len` tokens.
+    pub fn is_full_at(&self, len: usize) -> bool {
+        len > self.prompt_len && len >= self.total_len_max
+    }
+
+    /// True when a draw depends on tokens drawn before it, beyond the model's own view of them: it cannot be planned before they
+    /// are known on the host.
+    pub fn draw_needs_history(&self) -> bool {
+        self.sampling.has_penalties()
     }
 
     /// Rotary position (time, height, width) of token `index`.

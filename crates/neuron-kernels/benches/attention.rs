@@ -39,7 +39,7 @@ fn attention([heads, kv_heads, width]: [usize; 3], [sequences, new, context]: [u
     let cache = || Tensor::randn(0_f32, 1.0, (sequences * per_sequence, kv_heads, BLOCK, width), &Device::Cpu)?.to_dtype(dtype);
     let (k, v) = (cache()?, cache()?);
     let q = Tensor::randn(0_f32, 1.0, (sequences * new, heads, width), &Device::Cpu)?;
-    let table = |i: usize| (0..per_sequence).map(|b| (i * per_sequence + b) as u32).collect();
+    let table = |i: usize| (0..per_sequence).map(|b| (i * per_sequence + b) as u32).collect::<Vec<_>>().into();
     let batch = PagedBatch {
         query_lens: vec![new; sequences],
         context_lens: vec![context; sequences],
@@ -65,7 +65,7 @@ fn decode_step() -> Result<()> {
         let batch = PagedBatch {
             query_lens: vec![1],
             context_lens: vec![200],
-            block_tables: vec![(0..7).collect()],
+            block_tables: vec![(0..7).collect::<Vec<_>>().into()],
             slots: vec![199],
             block_size: BLOCK,
         };

@@ -9,6 +9,8 @@ mod op;
 #[cfg(test)]
 mod testing;
 
+use std::sync::Arc;
+
 pub use op::add_rms_norm::add_rms_norm;
 pub use op::embedding::embedding;
 pub use op::gelu::{gelu_erf, gelu_tanh};
@@ -22,6 +24,10 @@ pub use op::segment_attention::segment_attention;
 pub use op::silu_mul::silu_mul;
 pub use op::write_kv::write_kv;
 
+/// The blocks of one sequence, in order, perhaps more of them than its context fills. Shared, as a step only reads it; whoever
+/// appends does so through [`Arc::make_mut`].
+pub type BlockTable = Arc<Vec<u32>>;
+
 /// The shape of one step over a paged KV cache: T new tokens of S sequences laid end to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PagedBatch {
@@ -29,8 +35,8 @@ pub struct PagedBatch {
     pub query_lens: Vec<usize>,
     /// Tokens of each sequence in the cache once this step has written its own, `[S]`.
     pub context_lens: Vec<usize>,
-    /// The blocks of each sequence, in order, `[S][..]`.
-    pub block_tables: Vec<Vec<u32>>,
+    /// The blocks of each sequence, `[S][..]`.
+    pub block_tables: Vec<BlockTable>,
     /// The slot (`block * block_size + offset`) of each new token, `[T]`.
     pub slots: Vec<u32>,
     /// Tokens per block.

@@ -1,7 +1,7 @@
 //! What a device thread can be told.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
@@ -26,8 +26,8 @@ pub enum Command {
     Load(ModelKey, Box<ShardLoad>, Reply<Result<ShardReport, LoadError>>),
     /// Allocates this many KV blocks, once, before the first step.
     Reserve(ModelKey, usize, Reply<Result<(), DeviceError>>),
-    /// Runs one step of a decoder.
-    Execute(ModelKey, Arc<StepInput>, Reply<Result<StepOutput, DeviceError>>),
+    /// Starts one step of a decoder. The next command is taken as soon as the runner lets go, perhaps before this one's answer.
+    Execute(ModelKey, Arc<StepInput>, StepReply),
     /// Turns token sequences into vectors with an encoder.
     Encode(ModelKey, Vec<Vec<u32>>, Reply<Result<Vec<Vec<f32>>, DeviceError>>),
     /// Frees a model; answered when its memory is back.
@@ -38,6 +38,28 @@ pub enum Command {
 
 /// Where an answer goes. If nobody waits any more, the answer is dropped.
 pub type Reply<T> = oneshot::Sender<T>;
+
+/// Where the outcome of a step goes. Whoever has it answers: the device's thread, or one that a runner hands this to while the
+/// device computes. The first answer counts. When the last clone is dropped without one, the engine sees [`DeviceError::Gone`].
+#[derive(Clone)]
+pub struct StepReply(Arc<Mutex<Option<Reply<StepOutcome>>>>);
+
+/// What has become of a step.
+pub type StepOutcome = Result<StepOutput, DeviceError>;
+
+impl StepReply {
+    /// A place for one answer, and where to wait for it.
+    pub fn new() -> (Self, oneshot::Receiver<StepOutcome>) {
+        let (reply, answer) = oneshot::channel();
+        (Self(Arc::new(Mutex::new(Some(reply)))), answer)
+    }
+
+    /// Answers, unless somebody has. If nobody waits any more, the answer is dropped.
+    pub fn answer(&self, outcome: StepOutcome) {
+        let reply = self.0.lock().expect("no holder panics").take();
+        let _ = reply.map(|reply| reply.send(outcome));
+    }
+}
 
 /// What one rank loads.
 pub struct ShardLoad {
@@ -76,6 +98,6 @@ pub struct ShardReport {
 /// One sampled token per sequence whose chunk reached its last token. Only rank 0 samples; the others answer with an empty list.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// In the order of the batch.
+    /// In the order of the batch. A sequence whose pending token was lost in a failed step is not among them.
     pub sampled: Vec<(SequenceId, Sampled)>,
 }

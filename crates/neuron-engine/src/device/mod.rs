@@ -7,8 +7,10 @@ pub mod thread;
 
 use std::sync::{Arc, Mutex};
 
+use tokio::sync::oneshot;
+
 use crate::device::collective::{Collective, Local, Shard, Solo};
-use crate::device::command::{ModelKey, StepInput, StepOutput};
+use crate::device::command::{ModelKey, StepInput, StepOutcome};
 use crate::device::thread::DeviceHandle;
 use crate::error::{DeviceError, LoadError};
 
@@ -30,16 +32,26 @@ pub struct RankGroup {
     order: StepOrder,
 }
 
-impl RankGroup {
-    /// Runs one step on every rank and returns rank 0's output, or the first error.
-    pub fn execute(&self, key: ModelKey, step: &Arc<StepInput>) -> Result<StepOutput, DeviceError> {
-        let answers: Vec<_> = {
-            let _order = self.order.lock().expect("no holder panics");
-            self.devices.iter().map(|device| device.execute(key, step.clone())).collect()
-        };
-        let outputs: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap_or(Err(DeviceError::Gone))).collect();
+/// A step that was handed to its ranks.
+pub struct PendingStep {
+    /// One per rank, in rank order.
+    answers: Vec<oneshot::Receiver<StepOutcome>>,
+}
+
+impl PendingStep {
+    /// Blocks until every rank has answered; gives rank 0's output, or the first error.
+    pub fn wait(self) -> StepOutcome {
+        let outputs: Vec<_> = self.answers.into_iter().map(|answer| answer.blocking_recv().unwrap_or(Err(DeviceError::Gone))).collect();
         let mut outputs = outputs.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(outputs.swap_remove(0))
+    }
+}
+
+impl RankGroup {
+    /// Hands one step to every rank. They run steps in the order of submission; a further one may follow before this one's end.
+    pub fn submit(&self, key: ModelKey, step: &Arc<StepInput>) -> PendingStep {
+        let _order = self.order.lock().expect("no holder panics");
+        PendingStep { answers: self.devices.iter().map(|device| device.execute(key, step.clone())).collect() }
     }
 
     /// Rank 0's device.

@@ -9,11 +9,11 @@ use candle_core::Device;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
-use crate::device::command::{Command, ModelKey, Reply, ShardLoad, ShardReport, StepInput, StepOutput};
+use crate::device::command::{Command, ModelKey, Reply, ShardLoad, ShardReport, StepInput, StepOutcome, StepReply};
 use crate::error::{DeviceError, LoadError};
 use crate::runner::ModelRunner;
 
-/// Commands that may wait for the device. A full queue makes the sender wait: an engine never has more than one step under way.
+/// Commands that may wait for the device. A full queue makes the sender wait: an engine never has more than two steps under way.
 const QUEUE_LEN_MAX: usize = 64;
 
 /// The way to a device thread. The thread ends when the last handle is dropped.
@@ -64,8 +64,8 @@ impl DeviceHandle {
     }
 
     /// Starts one step; the receiver gets its outcome. For threads, not for tasks: it may block.
-    pub fn execute(&self, key: ModelKey, step: Arc<StepInput>) -> oneshot::Receiver<Result<StepOutput, DeviceError>> {
-        let (reply, answer) = oneshot::channel();
+    pub fn execute(&self, key: ModelKey, step: Arc<StepInput>) -> oneshot::Receiver<StepOutcome> {
+        let (reply, answer) = StepReply::new();
         // A closed queue drops the reply, which the receiver sees.
         let _ = self.commands.blocking_send(Command::Execute(key, step, reply));
         answer
@@ -90,7 +90,7 @@ impl DeviceThread {
             match command {
                 Command::Load(key, load, reply) => answer(reply, self.load(key, *load)),
                 Command::Reserve(key, blocks, reply) => answer(reply, self.with(key, |model| model.reserve(blocks))),
-                Command::Execute(key, step, reply) => answer(reply, self.with(key, |model| model.execute(&step))),
+                Command::Execute(key, step, reply) => self.execute(key, &step, &reply),
                 Command::Encode(key, inputs, reply) => answer(reply, self.with(key, |model| model.encode(&inputs))),
                 Command::Unload(key, reply) => {
                     self.models.remove(&key);
@@ -108,6 +108,13 @@ impl DeviceThread {
         let report = runner.report();
         self.models.insert(key, runner);
         Ok(report)
+    }
+
+    /// Lets a runner start a step. It answers for itself, now or when its device is done; a failure to start is answered here.
+    fn execute(&mut self, key: ModelKey, step: &Arc<StepInput>, reply: &StepReply) {
+        if let Err(error) = self.with(key, |model| model.execute(step, reply)) {
+            reply.answer(Err(error));
+        }
     }
 
     /// Runs `work` on a model. A failed or panicking step tells the other ranks, so that none waits for this one.

@@ -4,16 +4,32 @@
 //! `schedule -> execute -> commit`. Order within a step: every running sequence that decodes, one token each; then the prompts
 //! of running sequences, in chunks; then newcomers, all under one token budget. Sequences stand in order of priority
 //! (lower first), then of arrival. A newcomer that does not fit holds back those behind it, so nothing starves within a class.
+//!
+//! With [`Limits::lookahead`] a sequence is planned again while its last chunk is being computed. If that chunk draws a token,
+//! the next chunk is that token, whatever it will be ([`Chunk::pending`]): the device knows it, and nobody else needs to.
+//!
+//! ```text
+//! plan    a[5..6]  a[6..7]?  a[7..8]?  ...       ? starts from a token that is still being drawn
+//! device           a[5..6]   a[6..7]   a[7..8]
+//! commit                     token 6   token 7
+//! ```
+//!
+//! Where a plan needs to know more than that a token comes, it waits for the commit: when the answer would be full, before blocks
+//! are taken from a sequence that is being computed, and when a draw needs the answer so far. Sequences with such draws wait for
+//! each other, too, and so share their steps: they would otherwise fall into two groups that take turns, each half as fast.
 
+mod entry;
 pub mod policy;
 pub mod step;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::cache::block_manager::{BlockManager, PrefixHit};
-use crate::cache::prefix::{BlockKey, extend_keys};
-use crate::sequence::{Sequence, SequenceId, SequenceStatus};
+use crate::cache::prefix::extend_keys;
+use crate::sequence::{Sequence, SequenceId, SequenceMap, SequenceStatus};
 
+use entry::{Entry, Wish};
 pub use policy::Limits;
 use policy::Place;
 pub use step::{Chunk, Step};
@@ -50,52 +66,25 @@ pub enum AddError {
 pub struct Scheduler {
     limits: Limits,
     blocks: BlockManager,
-    entries: HashMap<SequenceId, Entry>,
+    entries: SequenceMap<Entry>,
     /// In order of place.
     running: Vec<Place>,
     waiting: BTreeSet<Place>,
     arrivals: u64,
 }
 
-/// A sequence and what only the scheduler knows of it.
-#[derive(Debug)]
-struct Entry {
-    sequence: Sequence,
-    place: Place,
-    /// Keys of its full blocks.
-    keys: Vec<BlockKey>,
-    /// Blocks of its table already offered to the prefix cache, or found in it.
-    published: usize,
-    /// Length of the chunk that was scheduled but not committed, or 0.
-    in_flight: usize,
-}
-
-impl Entry {
-    fn is_idle(&self) -> bool {
-        self.in_flight == 0
-    }
-
-    fn decodes(&self) -> bool {
-        self.is_idle() && self.sequence.remaining() == 1 && !self.sequence.is_full()
-    }
-
-    fn prefills(&self) -> bool {
-        self.is_idle() && self.sequence.remaining() > 1
-    }
-}
-
 impl Scheduler {
     /// An empty scheduler that hands out `blocks`. `running_max` never exceeds `step_tokens_max`.
     pub fn new(limits: Limits, blocks: BlockManager) -> Self {
         let limits = limits.sane();
-        Self { limits, blocks, entries: HashMap::new(), running: Vec::new(), waiting: BTreeSet::new(), arrivals: 0 }
+        Self { limits, blocks, entries: SequenceMap::default(), running: Vec::new(), waiting: BTreeSet::new(), arrivals: 0 }
     }
 
     /// Puts a sequence behind all others of its class.
     pub fn add(&mut self, sequence: Sequence) -> Result<(), AddError> {
         self.admissible(&sequence)?;
         let place = Place { priority: sequence.priority, arrival: self.arrivals, id: sequence.id };
-        let mut entry = Entry { sequence, place, keys: Vec::new(), published: 0, in_flight: 0 };
+        let mut entry = Entry::new(sequence, place);
         if self.blocks.prefix_cache() {
             extend_keys(&mut entry.keys, &entry.sequence, self.blocks.block_size());
         }
@@ -120,10 +109,11 @@ impl Scheduler {
         self.blocks.blocks_for(sequence.total_len_max.max(sequence.tokens.len()))
     }
 
-    /// Plans the next step. Each of its chunks must be committed, or its sequence finished, before that sequence is planned
-    /// again; until then it is left alone. An empty step means that nothing can be computed now.
+    /// Plans the next step. A sequence that is being computed is left alone until that chunk is committed; with lookahead, until
+    /// the chunk before it is. An empty step means that nothing can be planned now.
     pub fn schedule(&mut self) -> Step {
         let mut step = Step::new(self.limits.step_tokens_max);
+        step.history_waits = self.running.iter().any(|place| self.entries[&place.id].draws_history());
         self.schedule_decodes(&mut step);
         self.schedule_prefills(&mut step);
         if step.preempted.is_empty() {
@@ -136,7 +126,7 @@ impl Scheduler {
         let mut at = 0;
         while at < self.running.len() && step.budget() > 0 {
             let id = self.running[at].id;
-            if self.entries[&id].decodes() && self.grow(id, step) {
+            if self.wish(id, step) == Wish::Decode && self.grow(id, step) {
                 self.push_chunk(id, step);
             }
             // It may itself have been preempted; then another stands in its place.
@@ -147,17 +137,24 @@ impl Scheduler {
     fn schedule_prefills(&mut self, step: &mut Step) {
         for at in 0..self.running.len() {
             let id = self.running[at].id;
-            if step.budget() > 0 && self.entries[&id].prefills() {
+            // One that decodes in this step already wishes to decode again, never to prefill: nobody gets two chunks.
+            if step.budget() > 0 && self.wish(id, step) == Wish::Prefill {
                 self.push_chunk(id, step);
             }
         }
+    }
+
+    /// What a running sequence could do in this step.
+    fn wish(&self, id: SequenceId, step: &Step) -> Wish {
+        let entry = &self.entries[&id];
+        if step.leaves_out(&entry.sequence) { Wish::Wait } else { entry.wish(self.limits.lookahead) }
     }
 
     fn schedule_newcomers(&mut self, step: &mut Step) {
         let mut growing = self.running.iter().filter(|place| self.can_grow(place.id)).count();
         while step.budget() > 0 && self.running.len() < self.limits.running_max {
             let Some(place) = self.waiting.first().copied() else { break };
-            if !self.admit(place, growing) {
+            if step.leaves_out(&self.entries[&place.id].sequence) || !self.admit(place, growing) {
                 break;
             }
             growing += usize::from(self.can_grow(place.id));
@@ -202,7 +199,7 @@ impl Scheduler {
         self.running.insert(at, place);
         let Some(entry) = self.entries.get_mut(&place.id) else { return };
         entry.published = found;
-        entry.sequence.blocks = table;
+        entry.sequence.blocks = Arc::new(table);
         entry.sequence.computed = found * self.blocks.block_size();
         if entry.sequence.status == SequenceStatus::Waiting {
             entry.sequence.cached = entry.sequence.computed;
@@ -211,19 +208,24 @@ impl Scheduler {
         entry.sequence.status = SequenceStatus::Running;
     }
 
-    /// Makes sure that the next token of a running sequence has a block, at the cost of others if need be. False when it has
-    /// none: it was preempted itself, or those it could preempt are being computed.
+    /// Makes sure that the next token of a running sequence has a block, at the cost of the last one if need be. False when it has
+    /// none: it was preempted itself, or the last one is being computed. That one is then held back, so that it can give way in the
+    /// next step; taking from another, or from this one, would turn the order of places around.
     fn grow(&mut self, id: SequenceId, step: &mut Step) -> bool {
         loop {
             let Some(entry) = self.entries.get_mut(&id) else { return false };
-            if entry.sequence.computed < entry.sequence.blocks.len() * self.blocks.block_size() {
+            if entry.planned() < entry.sequence.blocks.len() * self.blocks.block_size() {
                 return true;
             }
             if let Some(block) = self.blocks.allocate() {
-                entry.sequence.blocks.push(block);
+                Arc::make_mut(&mut entry.sequence.blocks).push(block);
                 continue;
             }
-            let Some(victim) = policy::victim(&self.running, |id| self.entries[&id].is_idle()) else { return false };
+            let Some(victim) = policy::victim(&self.running) else { return false };
+            if !self.entries[&victim.id].is_idle() {
+                step.held = Some(victim.id);
+                return false;
+            }
             self.preempt(victim);
             step.preempted.push(victim.id);
             if victim.id == id {
@@ -244,18 +246,17 @@ impl Scheduler {
 
     fn push_chunk(&mut self, id: SequenceId, step: &mut Step) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let len = policy::chunk_len(&entry.sequence, step.budget());
-        let start = entry.sequence.computed;
-        entry.in_flight = len;
-        step.push(Chunk { id, start, len, samples: start + len == entry.sequence.tokens.len() });
+        let chunk = entry.next_chunk(step.budget());
+        entry.in_flight.push_back(chunk);
+        step.push(chunk);
     }
 
-    /// Books a computed chunk of `len` tokens and, if it sampled, the token drawn. Blocks that are full now can be found by
-    /// later sequences. A sequence that was finished meanwhile is ignored.
+    /// Books the oldest chunk in flight of a sequence, `len` tokens, and the token drawn if it sampled. Blocks that are full now can
+    /// be found by later sequences. A sequence that was finished meanwhile is ignored.
     pub fn commit(&mut self, id: SequenceId, len: usize, token: Option<u32>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        debug_assert_eq!(entry.in_flight, len, "the chunk committed is the chunk scheduled");
-        entry.in_flight = 0;
+        let chunk = entry.in_flight.pop_front();
+        debug_assert_eq!(chunk.map(|chunk| chunk.len), Some(len), "the chunk committed is the chunk scheduled");
         entry.sequence.computed += len;
         debug_assert!(token.is_none() || entry.sequence.remaining() == 0, "only the last token's logits are sampled");
         if self.blocks.prefix_cache() {
@@ -269,8 +270,8 @@ impl Scheduler {
         entry.sequence.tokens.extend(token);
     }
 
-    /// Ends a sequence, running or waiting, and hands it back. Its cached blocks stay findable until they are reused. If its
-    /// chunk is being computed, that step may still write to its blocks: harmless, as a device runs its steps in order.
+    /// Ends a sequence, running or waiting, and hands it back. Its cached blocks stay findable until they are reused. Chunks of
+    /// it in flight may still write to its blocks: harmless, as a device runs its steps in order and only published blocks are shared.
     pub fn finish(&mut self, id: SequenceId) -> Option<Sequence> {
         let entry = self.entries.remove(&id)?;
         self.waiting.remove(&entry.place);
@@ -282,6 +283,11 @@ impl Scheduler {
     /// A sequence between `add` and `finish`.
     pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
         self.entries.get(&id).map(|entry| &entry.sequence)
+    }
+
+    /// Steps that may be under way at a time. More would only cut the running sequences into groups that take turns.
+    pub fn steps_in_flight_max(&self) -> usize {
+        if self.limits.lookahead { 2 } else { 1 }
     }
 
     /// Sequences that hold blocks.
@@ -318,11 +324,10 @@ impl Scheduler {
         let runs = sequence.status == SequenceStatus::Running;
         let queued = if runs { self.running.contains(place) } else { self.waiting.contains(place) };
         let room = sequence.blocks.len() * self.blocks.block_size();
-        let booked =
-            if runs { sequence.computed + entry.in_flight <= room } else { room == 0 && sequence.computed == 0 && entry.is_idle() };
-        match queued && booked && sequence.computed <= sequence.tokens.len() {
-            true => Ok(()),
-            false => Err(format!("sequence {} is {:?} with {} computed in {room}", sequence.id.0, sequence.status, sequence.computed)),
+        let booked = if runs { entry.planned() <= room } else { room == 0 && sequence.computed == 0 && entry.is_idle() };
+        if !queued || !booked {
+            return Err(format!("sequence {} is {:?} with {} planned in {room}", sequence.id.0, sequence.status, entry.planned()));
         }
+        entry.check(self.limits.lookahead)
     }
 }

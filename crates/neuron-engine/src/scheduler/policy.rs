@@ -1,6 +1,6 @@
 //! The rules of the scheduler, as functions of values.
 
-use crate::sequence::{Sequence, SequenceId};
+use crate::sequence::SequenceId;
 
 /// Bounds of the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,9 @@ pub struct Limits {
     pub running_max: usize,
     /// Sequences that may wait; preempted ones come back even beyond it.
     pub waiting_max: usize,
+    /// Plan a sequence's next chunk while its last one is being computed. At most two steps may then be under way, committed in
+    /// order.
+    pub lookahead: bool,
 }
 
 impl Limits {
@@ -33,15 +36,10 @@ pub struct Place {
     pub id: SequenceId,
 }
 
-/// How far to go with `sequence` in this step: all it has left, or all the budget has left.
-pub fn chunk_len(sequence: &Sequence, budget: usize) -> usize {
-    sequence.remaining().min(budget)
-}
-
-/// The sequence that gives up its blocks when another needs one: the last to come in the least urgent class, of those that
-/// are not being computed right now. `running` is in order of place.
-pub fn victim(running: &[Place], is_idle: impl Fn(SequenceId) -> bool) -> Option<Place> {
-    running.iter().rev().copied().find(|place| is_idle(place.id))
+/// The sequence that gives up its blocks when another needs one: the last to come in the least urgent class. `running` is in
+/// order of place.
+pub fn victim(running: &[Place]) -> Option<Place> {
+    running.last().copied()
 }
 
 /// Whether a sequence may start. One block per running sequence that can still grow is left alone: a newcomer that takes them

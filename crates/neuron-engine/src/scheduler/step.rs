@@ -1,6 +1,6 @@
 //! What one step computes.
 
-use crate::sequence::SequenceId;
+use crate::sequence::{Sequence, SequenceId};
 
 /// Some tokens of one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,15 @@ pub struct Chunk {
     pub len: usize,
     /// True when the chunk ends with the sequence's last token, after which the next one is drawn.
     pub samples: bool,
+    /// True when its only token is not known yet: it is the one that the step before this one draws for the sequence.
+    pub pending: bool,
+}
+
+impl Chunk {
+    /// One past the last token.
+    pub fn end(&self) -> usize {
+        self.start + self.len
+    }
 }
 
 /// The plan of one step.
@@ -24,6 +33,10 @@ pub struct Step {
     pub preempted: Vec<SequenceId>,
     /// Sequences that got blocks.
     pub admitted: Vec<SequenceId>,
+    /// A sequence that is left out, because its blocks are wanted once it is not being computed any more.
+    pub(super) held: Option<SequenceId>,
+    /// Left out are also the sequences whose draws need history, because such a draw is under way.
+    pub(super) history_waits: bool,
     budget: usize,
 }
 
@@ -36,6 +49,11 @@ impl Step {
     /// Tokens that still fit.
     pub(super) fn budget(&self) -> usize {
         self.budget
+    }
+
+    /// Whether `sequence` has to wait for a later step, whatever it could do.
+    pub(super) fn leaves_out(&self, sequence: &Sequence) -> bool {
+        self.held == Some(sequence.id) || (self.history_waits && sequence.draw_needs_history())
     }
 
     pub(super) fn push(&mut self, chunk: Chunk) {

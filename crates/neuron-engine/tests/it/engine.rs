@@ -113,55 +113,98 @@ fn greedy() -> Vec<Asked> {
 
 const DECODERS: [&str; 5] = ["qwen3-dense-tied", "qwen3-dense-untied", "qwen3-moe", "qwen3-moe-alt", "llama"];
 
+/// `eos_token_id` of the checkpoints' generation_config.json.
+const END_TOKEN: u32 = 602;
+
 fn no_prefix_cache() -> EngineLimits {
     EngineLimits { prefix_cache: false, ..Default::default() }
+}
+
+/// Nothing is shared, nothing is planned ahead: what all else is compared with.
+fn plain() -> EngineLimits {
+    EngineLimits { lookahead: false, ..no_prefix_cache() }
+}
+
+async fn limited(name: &str, limits: EngineLimits) -> LoadedModel {
+    loaded(name, LoadOptions { limits, ..Default::default() }).await
+}
+
+/// Requests whose draws need to know the answer so far, among others that do not.
+fn some_penalised() -> Vec<Asked> {
+    let mut asked = greedy();
+    for (request, _) in asked.iter_mut().step_by(2) {
+        request.sampling.frequency_penalty = Some(0.7);
+        request.sampling.repetition_penalty = Some(1.3);
+    }
+    asked
 }
 
 #[tokio::test]
 async fn a_batch_gives_what_each_gives_alone() {
     for name in DECODERS {
-        let model = loaded(name, LoadOptions { limits: no_prefix_cache(), ..Default::default() }).await;
-        assert_eq!(alone(&model, &greedy()).await, together(&model, &greedy()).await, "{name}");
+        let plain = limited(name, plain()).await;
+        let expected = alone(&plain, &greedy()).await;
+        assert_eq!(together(&plain, &greedy()).await, expected, "{name}");
+        let ahead = limited(name, no_prefix_cache()).await;
+        assert_eq!(together(&ahead, &greedy()).await, expected, "{name}, with lookahead");
     }
+}
+
+#[tokio::test]
+async fn planning_ahead_changes_nothing() {
+    for asked in [greedy(), some_penalised()] {
+        let expected = alone(&limited("qwen3-dense-tied", plain()).await, &asked).await;
+        let ahead = limited("qwen3-dense-tied", no_prefix_cache()).await;
+        assert_eq!(alone(&ahead, &asked).await, expected);
+        assert_eq!(together(&ahead, &asked).await, expected);
+    }
+    assert_ne!(
+        alone(&limited("qwen3-dense-tied", plain()).await, &greedy()).await,
+        alone(&limited("qwen3-dense-tied", plain()).await, &some_penalised()).await
+    );
 }
 
 #[tokio::test]
 async fn a_prompt_in_chunks_gives_what_it_gives_whole() {
     for name in DECODERS {
-        let whole = loaded(name, LoadOptions { limits: no_prefix_cache(), ..Default::default() }).await;
-        let expected = alone(&whole, &greedy()).await;
-        let limits = EngineLimits { step_tokens_max: 7, ..no_prefix_cache() };
-        let chunked = loaded(name, LoadOptions { limits, ..Default::default() }).await;
-        assert_eq!(together(&chunked, &greedy()).await, expected, "{name}");
+        let expected = alone(&limited(name, plain()).await, &greedy()).await;
+        for lookahead in [false, true] {
+            let chunked = limited(name, EngineLimits { step_tokens_max: 7, lookahead, ..plain() }).await;
+            assert_eq!(together(&chunked, &greedy()).await, expected, "{name}, lookahead: {lookahead}");
+        }
     }
 }
 
 #[tokio::test]
 async fn a_known_beginning_is_not_computed_again_and_changes_nothing() {
-    let model = loaded("qwen3-dense-tied", LoadOptions::default()).await;
-    let long = request((0..200).map(|i| i * 3 % 600).collect(), 40);
-    let cold = text(&model, long.clone()).await.unwrap();
-    let warm = text(&model, long.clone()).await.unwrap();
-    assert_eq!((cold.usage.cached_tokens, warm.usage.cached_tokens), (0, 192));
-    assert_eq!(cold.clone().without_cache(), warm.without_cache());
+    for lookahead in [false, true] {
+        let model = limited("qwen3-dense-tied", EngineLimits { lookahead, ..Default::default() }).await;
+        let long = request((0..200).map(|i| i * 3 % 600).collect(), 40);
+        let cold = text(&model, long.clone()).await.unwrap();
+        let warm = text(&model, long.clone()).await.unwrap();
+        assert_eq!((cold.usage.cached_tokens, warm.usage.cached_tokens), (0, 192));
+        assert_eq!(cold.clone().without_cache(), warm.without_cache());
 
-    let mut next_turn = long;
-    let Prompt::Tokens(ids) = &mut next_turn.prompt else { unreachable!() };
-    ids.extend(cold.tokens());
-    ids.extend([5, 6, 7]);
-    let continued = text(&model, next_turn).await.unwrap();
-    assert_eq!(continued.usage.cached_tokens, 224, "the answer's full blocks are found, too");
+        let mut next_turn = long;
+        let Prompt::Tokens(ids) = &mut next_turn.prompt else { unreachable!() };
+        ids.extend(cold.tokens());
+        ids.extend([5, 6, 7]);
+        let continued = text(&model, next_turn).await.unwrap();
+        assert_eq!(continued.usage.cached_tokens, 224, "the answer's full blocks are found, too");
+    }
 }
 
 #[tokio::test]
 async fn preempted_sequences_lose_nothing() {
-    let roomy = loaded("llama", LoadOptions { limits: no_prefix_cache(), ..Default::default() }).await;
     let requests: Vec<_> = prompts().into_iter().map(|prompt| (request(prompt, 100), vec![])).collect();
-    let expected = alone(&roomy, &requests).await;
-    // Room for one sequence of full length: eight run together until their answers no longer fit.
-    let cramped = loaded("llama", LoadOptions { context: Some(256), parallel: 1, ..Default::default() }).await;
-    assert_eq!(together(&cramped, &requests).await, expected);
-    assert!(cramped.preemptions() > 0, "the test must preempt to mean anything");
+    let expected = alone(&limited("llama", plain()).await, &requests).await;
+    for lookahead in [false, true] {
+        // Room for one sequence of full length: eight run together until their answers no longer fit.
+        let limits = EngineLimits { lookahead, ..Default::default() };
+        let cramped = loaded("llama", LoadOptions { context: Some(256), parallel: 1, limits, ..Default::default() }).await;
+        assert_eq!(together(&cramped, &requests).await, expected, "lookahead: {lookahead}");
+        assert!(cramped.preemptions() > 0, "the test must preempt to mean anything");
+    }
 }
 
 #[tokio::test]
@@ -190,7 +233,7 @@ async fn a_seed_gives_the_same_text_in_any_company() {
         (request, vec![])
     };
     let requests: Vec<_> = (0..6).map(seeded).collect();
-    let expected = alone(&model, &requests).await;
+    let expected = alone(&limited("qwen3-dense-tied", plain()).await, &requests).await;
     assert_eq!(together(&model, &requests).await, expected);
     let reversed: Vec<_> = requests.iter().rev().cloned().collect();
     assert!(together(&model, &reversed).await.iter().eq(expected.iter().rev()));
@@ -209,6 +252,34 @@ async fn a_dropped_client_frees_its_blocks() {
     until(|| model.health().kv_blocks_used > 0).await;
     drop(events);
     until(|| model.health().running == 0 && model.health().kv_blocks_used == 0).await;
+}
+
+#[tokio::test]
+async fn what_is_drawn_past_the_end_is_dropped() {
+    let model = loaded("qwen3-dense-tied", LoadOptions::default()).await;
+    let mut ending = request(vec![1, 2, 3], 50);
+    ending.sampling.ignore_eos = false;
+    ending.sampling.logit_bias = vec![(END_TOKEN, 1000.0)];
+    let ended = text(&model, ending).await.unwrap();
+    assert_eq!((ended.reason, ended.text.as_str()), (FinishReason::Stop, ""));
+    // Steps run in order: once this is through, so is whatever was under way behind the end.
+    let whole = text(&model, request(vec![4, 5, 6], 9)).await.unwrap();
+    assert_eq!((ended.usage.completion_tokens, whole.usage.completion_tokens), (1, 9));
+    until(|| model.health().running == 0 && model.health().kv_blocks_used == 0).await;
+    assert_eq!(model.health().generated_tokens_total, 10);
+}
+
+#[tokio::test]
+async fn a_failed_step_fails_its_request_and_not_the_next() {
+    let model = loaded("qwen3-dense-tied", LoadOptions::default()).await;
+    let expected = text(&model, request(vec![4, 5, 6], 9)).await.unwrap();
+    let mut impossible = request(vec![1, 2, 3], 9);
+    impossible.sampling.logit_bias = (0..640).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let error = text(&model, impossible).await.unwrap_err();
+    assert!(error.to_string().contains("no token can follow"), "{error}");
+    assert_eq!(text(&model, request(vec![4, 5, 6], 9)).await.unwrap().without_cache(), expected);
+    until(|| model.health().kv_blocks_used == 0).await;
+    assert!(model.health().servable);
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod model_config;
 mod parity;
 mod parity_driver;
 mod parity_equal;
+mod pipeline;
 mod sampler;
 mod scheduling;
 mod tokenizer;

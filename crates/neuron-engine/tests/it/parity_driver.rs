@@ -91,7 +91,7 @@ impl Driver {
             line.computed += len;
             paged.query_lens.push(len);
             paged.context_lens.push(line.computed);
-            paged.block_tables.push(line.blocks.clone());
+            paged.block_tables.push(line.blocks.clone().into());
         }
         let logit_rows = match rows {
             Rows::All => (0..ids.len() as u32).collect(),

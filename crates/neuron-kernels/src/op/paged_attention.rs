@@ -193,7 +193,7 @@ mod tests {
             let batch = PagedBatch {
                 query_lens: vec![len],
                 context_lens: vec![start + len],
-                block_tables: vec![self.table.clone()],
+                block_tables: vec![self.table.clone().into()],
                 slots: vec![],
                 block_size: self.case.block,
             };
@@ -268,7 +268,7 @@ mod tests {
             let batch = PagedBatch {
                 query_lens: spans.iter().map(|s| s.1).collect(),
                 context_lens: spans.iter().map(|s| s.0 + s.1).collect(),
-                block_tables: vec![a.table.clone(); spans.len()],
+                block_tables: vec![a.table.clone().into(); spans.len()],
                 slots: vec![],
                 block_size: case.block,
             };
@@ -283,7 +283,8 @@ mod tests {
     fn a_batch_that_does_not_fit_is_named() {
         let cache = Tensor::zeros((4, 2, 8, 6), DType::F32, &Device::Cpu).unwrap();
         let q = noise((3, 4, 6), 1);
-        let good = PagedBatch { query_lens: vec![3], context_lens: vec![9], block_tables: vec![vec![0, 3]], slots: vec![], block_size: 8 };
+        let good =
+            PagedBatch { query_lens: vec![3], context_lens: vec![9], block_tables: vec![vec![0, 3].into()], slots: vec![], block_size: 8 };
         let cases = [
             (PagedBatch { query_lens: vec![2], ..good.clone() }, "paged_attention: query_lens add up to 2, q is [3, 4, 6]"),
             (PagedBatch { context_lens: vec![2], ..good.clone() }, "paged_attention: sequence 0 has 3 new tokens in a context of 2"),
@@ -291,7 +292,10 @@ mod tests {
                 PagedBatch { context_lens: vec![17], ..good.clone() },
                 "paged_attention: sequence 0 needs 3 blocks for 17 tokens, its table has 2",
             ),
-            (PagedBatch { block_tables: vec![vec![0, 4]], ..good.clone() }, "paged_attention: sequence 0 names block 4, the cache has 4"),
+            (
+                PagedBatch { block_tables: vec![vec![0, 4].into()], ..good.clone() },
+                "paged_attention: sequence 0 names block 4, the cache has 4",
+            ),
             (PagedBatch { block_size: 16, ..good.clone() }, "paged_attention: the batch has blocks of 16, the cache [4, 2, 8, 6]"),
             (PagedBatch { context_lens: vec![], ..good.clone() }, "paged_attention: 1 query_lens, 0 context_lens, 1 block_tables"),
         ];

@@ -93,7 +93,7 @@ fn run(layer: &Layer, prompts: &[Prompt], dtype: DType) -> Result<Vec<Vec<u32>>>
             batch.slots.extend(span.clone().map(|p| prompt.blocks[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32));
             batch.query_lens.push(len);
             batch.context_lens.push(span.end);
-            batch.block_tables.push(prompt.blocks.clone());
+            batch.block_tables.push(prompt.blocks.clone().into());
             members.push((i, len));
             done[i] = span.end;
         }

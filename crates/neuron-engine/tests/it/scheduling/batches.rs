@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use cortex_core::{SamplingParams, SamplingRequest};
-use neuron_engine::batch::{Batch, ImagePart};
+use neuron_engine::batch::{Batch, ImagePart, NewTokens};
 use neuron_engine::cache::block_manager::BlockManager;
 use neuron_engine::scheduler::{Limits, Scheduler};
-use neuron_engine::sequence::{ImageSpan, Sequence, SequenceId};
+use neuron_engine::sequence::{ImageSpan, Sequence, SequenceId, SequenceMap};
 use neuron_kernels::PagedBatch;
 
 fn scheduler(step_tokens_max: usize) -> Scheduler {
-    Scheduler::new(Limits { step_tokens_max, running_max: 8, waiting_max: 8 }, BlockManager::new(16, 4, true))
+    with_lookahead(step_tokens_max, false)
+}
+
+fn with_lookahead(step_tokens_max: usize, lookahead: bool) -> Scheduler {
+    Scheduler::new(Limits { step_tokens_max, running_max: 8, waiting_max: 8, lookahead }, BlockManager::new(16, 4, true))
 }
 
 fn next(scheduler: &mut Scheduler) -> Batch {
@@ -40,13 +44,13 @@ fn a_step_is_laid_end_to_end() {
     commit(&mut scheduler, &first, 99);
 
     let second = next(&mut scheduler);
-    assert_eq!(second.ids(), [99, 26, 27, 28, 29]);
+    assert_eq!(second.ids(&SequenceMap::default()).unwrap(), [99, 26, 27, 28, 29]);
     assert_eq!(second.positions(), [3, 6, 7, 8, 9].repeat(3));
     assert_eq!(second.logit_rows(), [0, 4]);
     let paged = PagedBatch {
         query_lens: vec![1, 4],
         context_lens: vec![4, 10],
-        block_tables: vec![vec![0], vec![1, 2, 3]],
+        block_tables: vec![vec![0].into(), vec![1, 2, 3].into()],
         slots: vec![3, 10, 11, 12, 13],
         block_size: 4,
     };
@@ -54,12 +58,30 @@ fn a_step_is_laid_end_to_end() {
 }
 
 #[test]
-fn a_table_ends_with_the_context_even_if_more_blocks_are_reserved() {
-    let mut scheduler = scheduler(5);
-    scheduler.add(text(1, 0..16)).unwrap();
-    let batch = next(&mut scheduler);
-    assert_eq!(scheduler.sequence(SequenceId(1)).unwrap().blocks.len(), 4);
-    assert_eq!(batch.sequences[0].blocks, [0, 1]);
+fn a_token_that_is_still_being_drawn_is_the_devices_to_know() {
+    let mut scheduler = with_lookahead(9, true);
+    scheduler.add(text(1, 10..13)).unwrap();
+    scheduler.add(text(2, 20..30)).unwrap();
+    next(&mut scheduler);
+    let ahead = next(&mut scheduler);
+    assert_eq!((&ahead.sequences[0].tokens, ahead.tokens()), (&NewTokens::Pending, 5));
+    assert_eq!(ahead.sequences[0].sample.as_ref().unwrap().position, 4, "it draws the fifth token");
+    assert_eq!(ahead.positions(), [3, 6, 7, 8, 9].repeat(3));
+    assert_eq!(ahead.pending().collect::<Vec<_>>(), [SequenceId(1)]);
+    let drawn = |id, token| SequenceMap::from_iter([(SequenceId(id), token)]);
+    assert_eq!(ahead.ids(&drawn(1, 99)), Some(vec![99, 26, 27, 28, 29]));
+    assert_eq!(ahead.ids(&drawn(2, 99)), None, "the step before drew nothing for it");
+}
+
+#[test]
+fn a_table_is_shared_and_stays_as_it_was_while_its_sequence_grows() {
+    let mut scheduler = with_lookahead(9, true);
+    scheduler.add(text(1, 0..8)).unwrap();
+    let tables = |scheduler: &Scheduler| scheduler.sequence(SequenceId(1)).unwrap().blocks.clone();
+    let first = next(&mut scheduler);
+    assert!(Arc::ptr_eq(&first.sequences[0].blocks, &tables(&scheduler)));
+    let second = next(&mut scheduler);
+    assert_eq!((&*first.sequences[0].blocks, &*second.sequences[0].blocks), (&vec![0, 1], &vec![0, 1, 2]));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A device whose "keys and values" tell exactly what they were computed from, and whose model reads them through the block
 //! tables. Whatever a table gets wrong changes the answers, or is caught on the way.
 
-use neuron_engine::batch::{Batch, BatchSequence};
-use neuron_engine::sequence::Sequence;
+use neuron_engine::batch::{Batch, BatchSequence, NewTokens};
+use neuron_engine::sequence::{Sequence, SequenceId, SequenceMap};
 
 /// The content of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,21 +17,35 @@ struct Cell {
 /// The slots of a cache, and a model of `vocabulary` tokens.
 pub(crate) struct Device {
     cells: Vec<Option<Cell>>,
+    /// What the last step drew.
+    drawn: SequenceMap<u32>,
     vocabulary: u32,
 }
 
 impl Device {
     pub(crate) fn new(slots: usize, vocabulary: u32) -> Self {
-        Self { cells: vec![None; slots], vocabulary }
+        Self { cells: vec![None; slots], drawn: SequenceMap::default(), vocabulary }
     }
 
-    /// Computes one sequence's share of a step and draws a token if asked to.
-    pub(crate) fn run(&mut self, batch: &Batch, share: &BatchSequence, salt: u64) -> Option<u32> {
+    /// Computes a step; gives a token for each share that asks for one. It forgets what earlier steps drew: a pending token is
+    /// always one of the step just before.
+    pub(crate) fn run(&mut self, batch: &Batch, salt: impl Fn(SequenceId) -> u64) -> Vec<Option<u32>> {
+        let drawn = std::mem::take(&mut self.drawn);
+        let tokens: Vec<Option<u32>> = batch.sequences.iter().map(|share| self.run_one(batch, share, &drawn, salt(share.id))).collect();
+        self.drawn = batch.sequences.iter().zip(&tokens).filter_map(|(share, token)| Some((share.id, (*token)?))).collect();
+        tokens
+    }
+
+    fn run_one(&mut self, batch: &Batch, share: &BatchSequence, drawn: &SequenceMap<u32>, salt: u64) -> Option<u32> {
+        let tokens = match &share.tokens {
+            NewTokens::Known(tokens) => tokens.clone(),
+            NewTokens::Pending => vec![drawn[&share.id]],
+        };
         let slot = |index: usize| share.blocks[index / batch.block_size] as usize * batch.block_size + index % batch.block_size;
-        for (row, &token) in share.tokens.iter().enumerate() {
+        for (row, &token) in tokens.iter().enumerate() {
             let index = share.start + row;
             let before = index.checked_sub(1).map(|index| self.cells[slot(index)].expect("an unwritten slot was read").chain);
-            let position = std::array::from_fn(|axis| share.positions[axis][row]);
+            let position = share.positions[row];
             let picture = share.images.iter().find(|part| (part.row..part.row + part.len).contains(&row));
             let picture = picture.map(|part| (part.image.hash, part.offset + row - part.row));
             let chain = fold(before.unwrap_or(0), token, position, picture);

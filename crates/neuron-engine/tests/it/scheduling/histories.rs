@@ -1,10 +1,11 @@
 //! Random lives, in pools so small that sequences push each other out all the time.
 
-use neuron_engine::scheduler::Limits;
+use neuron_engine::scheduler::{Limits, Step};
 use neuron_engine::sequence::{ImageSpan, Sequence, SequenceId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::scenario::penalised;
 use super::simulation::{Setup, Simulation};
 
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ struct Request {
     priority: u8,
     salt: u64,
     image: Option<(usize, usize, u64)>,
+    /// Its draws need to know what was drawn before.
+    history: bool,
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -37,12 +40,14 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = (0u32..3, 1usize..24).prop_map(|(text, len)| (0..len as u32).map(|index| (index * (text + 1) / 5) % 3).collect());
     let image =
         proptest::option::weighted(0.3, (0usize..4, 0usize..3, 0u64..2).prop_map(|(start, len, hash)| (2 * start, 1 + 2 * len, hash)));
-    (prompt, 1usize..12, 0u8..3, 0u64..2, image).prop_map(|(prompt, answer_len, priority, salt, image)| Request {
+    let history = proptest::bool::weighted(0.2);
+    (prompt, 1usize..12, 0u8..3, 0u64..2, image, history).prop_map(|(prompt, answer_len, priority, salt, image, history)| Request {
         prompt,
         answer_len,
         priority,
         salt,
         image,
+        history,
     })
 }
 
@@ -58,10 +63,11 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (4usize..20, 1usize..6, 1usize..20, 1usize..8, proptest::bool::weighted(0.8)).prop_map(
-        |(blocks, block_size, budget, running, prefix_cache)| {
-            let limits = Limits { step_tokens_max: budget, running_max: running, waiting_max: 6 };
-            Setup { blocks, block_size, prefix_cache, limits, vocabulary: 3 }
+    let end_token = proptest::option::weighted(0.3, Just(0));
+    (4usize..20, 1usize..6, 1usize..20, 1usize..8, proptest::bool::weighted(0.8), any::<bool>(), end_token).prop_map(
+        |(blocks, block_size, budget, running, prefix_cache, lookahead, end_token)| {
+            let limits = Limits { step_tokens_max: budget, running_max: running, waiting_max: 6, lookahead };
+            Setup { blocks, block_size, prefix_cache, limits, vocabulary: 3, end_token }
         },
     )
 }
@@ -72,6 +78,9 @@ impl Request {
         let mut sequence = Sequence::new(SequenceId(id), self.prompt, len + self.answer_len);
         sequence.priority = self.priority;
         sequence.salt = self.salt;
+        if self.history {
+            sequence.sampling = penalised();
+        }
         if let Some((start, image_len, hash)) = self.image.filter(|(start, ..)| *start < len) {
             let image_len = image_len.min(len - start);
             sequence.images = vec![ImageSpan { start, len: image_len, hash }];
@@ -94,6 +103,7 @@ struct History {
     simulation: Simulation,
     ended: Vec<Sequence>,
     added: u64,
+    lookahead: bool,
 }
 
 impl History {
@@ -104,20 +114,29 @@ impl History {
                 let told = self.ended.iter().rev().nth(which).filter(|sequence| sequence.images.is_empty());
                 let Some(told) = told.cloned() else { return };
                 let prompt = told.tokens.iter().copied().chain((0..more as u32).map(|index| index % 3)).collect();
-                self.add(Request { prompt, answer_len, priority: told.priority, salt: told.salt, image: None });
+                self.add(Request { prompt, answer_len, priority: told.priority, salt: told.salt, image: None, history: false });
             }
             Event::Step => {
-                self.simulation.plan();
+                self.plan();
                 let ended = self.simulation.commit();
                 self.ended.extend(ended);
             }
-            Event::Plan => drop(self.simulation.plan()),
+            Event::Plan => self.plan(),
             Event::Commit => self.ended.extend(self.simulation.commit()),
             Event::Cancel(which) => {
                 let victim = self.simulation.live().nth(which);
                 victim.and_then(|id| self.simulation.finish(id));
             }
         }
+    }
+
+    /// With lookahead, never more steps under way than an engine would have: a pending token is one of the step just before.
+    fn plan(&mut self) {
+        while self.lookahead && self.simulation.is_busy() {
+            let ended = self.simulation.commit();
+            self.ended.extend(ended);
+        }
+        self.simulation.plan();
     }
 
     /// A refusal is part of life; a sequence that is let in must end well.
@@ -134,12 +153,13 @@ proptest! {
     /// table reads back exactly its sequence; in the end everyone has got the answer it would have got alone.
     #[test]
     fn whatever_happens_every_sequence_reads_its_own_past_and_ends(setup in setup(), events in vec(event(), 1..80)) {
-        let mut history = History { simulation: Simulation::new(setup), ended: Vec::new(), added: 0 };
+        let mut history = History { simulation: Simulation::new(setup), ended: Vec::new(), added: 0, lookahead: setup.limits.lookahead };
         for event in events {
             history.play(event);
         }
         for sequence in history.simulation.drain() {
-            prop_assert_eq!(sequence.tokens.len(), sequence.total_len_max);
+            let ended = sequence.answer().last().copied() == setup.end_token;
+            prop_assert!(sequence.tokens.len() == sequence.total_len_max || ended);
         }
     }
 
@@ -154,7 +174,9 @@ proptest! {
             let mut steps = Vec::new();
             while simulation.live().next().is_some() {
                 steps.push(simulation.plan());
-                simulation.commit();
+                if simulation.is_busy() || steps.last().is_some_and(Step::is_empty) {
+                    simulation.commit();
+                }
             }
             (steps, simulation.scheduler.blocks().stats())
         };

@@ -1,11 +1,12 @@
 //! A small language for the life of a scheduler. One line, one event; `-> ` says what must come of it.
 //!
 //! ```text
-//! pool blocks=8 size=4 budget=16 running=4 waiting=4 cache=on      always first
-//! add b prompt=sys:8+b:3 max=2 prio=1 salt=0 image=2+4:77 -> never fits
+//! pool blocks=8 size=4 budget=16 running=4 waiting=4 cache=on ahead=off      always first
+//! add b prompt=sys:8+b:3 max=2 prio=1 salt=0 image=2+4:77 history=yes -> never fits
 //!     the prompt is joined from texts: `name:length` is the start of an endless text, `@a` is all that sequence `a` said so
-//!     far; `max` counts answer tokens; image=start+length:hash; outcomes: full, never fits, empty, duplicate
-//! step -> -c a[8..9]* +b[0..7]    plans, runs and commits: c preempted, a decodes, b admitted; * draws a token, $ the last
+//!     far; `max` counts answer tokens; image=start+length:hash; history=yes: its draws have penalties; outcomes: full, never fits, empty, duplicate
+//! step -> -c a[8..9]* +b[0..7]    plans, runs and commits: c preempted, a decodes, b admitted; * draws a token, $ the last, ? is
+//!     computed from a token that is still being drawn
 //! plan -> a[8..9]*                plans and runs only;  `commit` books the oldest such step
 //! steps 3, drain                  without looking closely;  drain stops when nothing is left
 //! cancel b
@@ -15,7 +16,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
+use cortex_core::{SamplingDefaults, SamplingParams, SamplingRequest};
 use neuron_engine::scheduler::{AddError, Limits, Step};
 use neuron_engine::sequence::{ImageSpan, PRIORITY_DEFAULT, Sequence, SequenceId};
 
@@ -86,6 +89,7 @@ impl Scenario {
             step_tokens_max: words.number("budget").unwrap_or(64),
             running_max: words.number("running").unwrap_or(8),
             waiting_max: words.number("waiting").unwrap_or(8),
+            lookahead: words.arguments.get("ahead") == Some(&"on"),
         };
         let setup = Setup {
             blocks: words.number("blocks").unwrap_or(16),
@@ -93,6 +97,7 @@ impl Scenario {
             prefix_cache: words.arguments.get("cache") != Some(&"off"),
             limits,
             vocabulary: u32::MAX,
+            end_token: None,
         };
         Self { simulation: Simulation::new(setup), names: Vec::new(), ended: BTreeMap::new() }
     }
@@ -129,6 +134,9 @@ impl Scenario {
         sequence.priority = words.number("prio").map_or(PRIORITY_DEFAULT, |class| class as u8);
         sequence.salt = words.number("salt").unwrap_or(0) as u64;
         sequence.images = words.arguments.get("image").map(|text| image(text)).into_iter().collect();
+        if words.arguments.contains_key("history") {
+            sequence.sampling = penalised();
+        }
         let outcome = self.simulation.add(sequence);
         if outcome.is_ok() {
             self.names.push(words.name.to_owned());
@@ -182,7 +190,8 @@ impl Scenario {
                 (true, false) => "*",
                 (false, _) => "",
             };
-            write!(text, "{newcomer}{}[{}..{}]{mark} ", self.name(chunk.id), chunk.start, chunk.start + chunk.len).unwrap();
+            let guess = if chunk.pending { "?" } else { "" };
+            write!(text, "{newcomer}{}[{}..{}]{guess}{mark} ", self.name(chunk.id), chunk.start, chunk.end()).unwrap();
         }
         text.trim_end().to_owned()
     }
@@ -217,6 +226,12 @@ impl Scenario {
     fn id(&self, name: &str) -> SequenceId {
         SequenceId(self.names.iter().position(|other| other == name).expect("a sequence that was added") as u64)
     }
+}
+
+/// Parameters under which a draw depends on the draws before it.
+pub(crate) fn penalised() -> Arc<SamplingParams> {
+    let request = SamplingRequest { temperature: Some(0.0), presence_penalty: Some(0.5), ..Default::default() };
+    Arc::new(request.resolve(&SamplingDefaults::default(), 0))
 }
 
 /// `start+length:hash`

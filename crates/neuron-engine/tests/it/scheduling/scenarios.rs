@@ -457,3 +457,155 @@ fn a_newcomer_leaves_a_block_to_each_that_still_grows() {
         step -> +c[0..4]$",
     );
 }
+
+#[test]
+fn ahead_of_a_token_that_is_still_being_drawn() {
+    play(
+        "pool blocks=8 size=4 budget=8 ahead=on
+        add a prompt=a:10 max=4
+        plan -> +a[0..8]
+        # a prompt goes on, too, and then the token behind it
+        plan -> a[8..10]*
+        plan ->
+        commit -> 0
+        plan -> a[10..11]?*
+        commit -> 0
+        seq a computed=10 tokens=11
+        plan -> a[11..12]?*
+        commit -> 0
+        # thirteen tokens are known or on their way, and the fourteenth would be the last
+        plan -> a[12..13]?*
+        commit -> 0
+        # it is: there is nothing to go on from
+        plan ->
+        commit -> 1
+        blocks used=0",
+    );
+}
+
+#[test]
+fn newcomers_join_those_that_are_ahead() {
+    play(
+        "pool blocks=16 size=4 ahead=on
+        add a prompt=a:3 max=9
+        plan -> +a[0..3]*
+        add b prompt=b:5 max=9
+        plan -> a[3..4]?* +b[0..5]*
+        commit -> 0
+        plan -> a[4..5]?* b[5..6]?*
+        commit -> 0
+        plan -> a[5..6]?* b[6..7]?*
+        drain -> 2",
+    );
+}
+
+#[test]
+fn a_block_that_a_pending_token_fills_is_found_once_it_is_committed() {
+    play(
+        "pool blocks=16 size=4 ahead=on
+        add a prompt=a:3 max=3
+        plan -> +a[0..3]*
+        plan -> a[3..4]?*
+        blocks cached=0
+        commit -> 0
+        plan -> a[4..5]?*
+        blocks cached=0
+        commit -> 0
+        blocks cached=1
+        commit -> 1
+        add b prompt=@a+b:1 max=1
+        step -> +b[4..7]$",
+    );
+}
+
+#[test]
+fn what_ends_while_its_next_chunk_is_under_way_frees_its_blocks_at_once() {
+    play(
+        "pool blocks=4 size=4 cache=off ahead=on
+        add a prompt=a:7 max=8
+        add b prompt=b:3 max=2
+        plan -> +a[0..7]* +b[0..3]*
+        plan -> a[7..8]?* b[3..4]?*
+        cancel a -> 1
+        blocks used=1
+        add c prompt=c:8 max=1
+        # its blocks are in new hands; the device writes the old tokens first, then the new ones
+        commit -> 0
+        plan -> +c[0..8]*
+        commit -> 1
+        commit -> 1
+        blocks used=0",
+    );
+}
+
+#[test]
+fn blocks_are_taken_from_the_last_once_it_is_not_being_computed() {
+    play(
+        "pool blocks=5 size=4 cache=off ahead=on
+        add a prompt=a:7 max=6
+        add b prompt=b:7 max=6
+        plan -> +a[0..7]* +b[0..7]*
+        plan -> a[7..8]?* b[7..8]?*
+        commit -> 0
+        # one block is left, and a is first; b waits
+        plan -> a[8..9]?*
+        commit -> 0
+        # b, the last, finds none; now that it is not being computed it gives way
+        plan -> -b a[9..10]?*
+        drain -> 2",
+    );
+    play(
+        "pool blocks=5 size=4 cache=off ahead=on
+        add a prompt=a:8 max=6
+        add b prompt=b:6 max=6
+        plan -> +a[0..8]* +b[0..6]*
+        plan -> a[8..9]?* b[6..7]?*
+        commit -> 0
+        plan -> a[9..10]?* b[7..8]?*
+        commit -> 0
+        # b finds no block and is the last, so it waits to give way
+        plan -> a[10..11]?*
+        commit -> 0
+        plan -> -b a[11..12]?*
+        drain -> 2",
+    );
+    play(
+        "pool blocks=5 size=4 cache=off ahead=on
+        add a prompt=a:6 max=8
+        add b prompt=b:8 max=6
+        plan -> +a[0..6]* +b[0..8]*
+        plan -> a[6..7]?* b[8..9]?*
+        commit -> 0
+        plan -> a[7..8]?* b[9..10]?*
+        commit -> 0
+        # a finds no block; b, the last, is held back to give way, and nothing is planned
+        plan ->
+        commit -> 0
+        plan -> -b a[8..9]*
+        drain -> 2",
+    );
+}
+
+#[test]
+fn draws_that_need_history_wait_for_their_commit_together_and_others_go_on() {
+    play(
+        "pool blocks=32 size=4 ahead=on
+        add a prompt=a:3 max=9
+        add p prompt=p:3 max=9 history=yes
+        plan -> +a[0..3]* +p[0..3]*
+        plan -> a[3..4]?*
+        commit -> 0
+        plan -> a[4..5]?* p[3..4]*
+        # q joins p in its steps, not in those between
+        add q prompt=q:3 max=9 history=yes
+        commit -> 0
+        plan -> a[5..6]?*
+        commit -> 0
+        plan -> a[6..7]?* p[4..5]* +q[0..3]*
+        commit -> 0
+        plan -> a[7..8]?*
+        commit -> 0
+        plan -> a[8..9]?* p[5..6]* q[3..4]*
+        drain -> 3",
+    );
+}

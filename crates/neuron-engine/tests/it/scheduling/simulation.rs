@@ -17,12 +17,15 @@ pub(crate) struct Setup {
     pub(crate) prefix_cache: bool,
     pub(crate) limits: Limits,
     pub(crate) vocabulary: u32,
+    /// A token that ends an answer.
+    pub(crate) end_token: Option<u32>,
 }
 
 pub(crate) struct Simulation {
     pub(crate) scheduler: Scheduler,
     device: Device,
     limits: Limits,
+    end_token: Option<u32>,
     /// Every sequence not ended yet, with its class and its turn in it.
     live: BTreeMap<SequenceId, (u8, u64)>,
     added: u64,
@@ -42,15 +45,20 @@ struct Before {
     decodes: bool,
     prefills: bool,
     in_flight: bool,
+    /// Where its next chunk starts.
+    start: usize,
+    /// Its tokens, those being drawn included.
+    len: usize,
 }
 
 impl Simulation {
     pub(crate) fn new(setup: Setup) -> Self {
-        let Setup { blocks, block_size, prefix_cache, limits, vocabulary } = setup;
+        let Setup { blocks, block_size, prefix_cache, limits, vocabulary, end_token } = setup;
         Self {
             scheduler: Scheduler::new(limits, BlockManager::new(blocks, block_size, prefix_cache)),
             device: Device::new(blocks * block_size, vocabulary),
             limits,
+            end_token,
             live: BTreeMap::new(),
             added: 0,
             in_flight: VecDeque::new(),
@@ -73,7 +81,10 @@ impl Simulation {
         let step = self.scheduler.schedule();
         self.check_step(&before, &step);
         self.check_books();
-        self.run(&step);
+        // As in the engine, an empty step goes nowhere.
+        if !step.is_empty() {
+            self.run(&step);
+        }
         step
     }
 
@@ -82,7 +93,8 @@ impl Simulation {
         let mut ended = Vec::new();
         for Outcome { chunk, token } in self.in_flight.pop_front().unwrap_or_default() {
             self.scheduler.commit(chunk.id, chunk.len, token);
-            if self.scheduler.sequence(chunk.id).is_some_and(Sequence::is_full) {
+            let is_end = token.is_some() && token == self.end_token;
+            if self.scheduler.sequence(chunk.id).is_some_and(|sequence| sequence.is_full() || is_end) {
                 ended.extend(self.finish(chunk.id));
             }
         }
@@ -99,18 +111,31 @@ impl Simulation {
         Some(sequence)
     }
 
-    /// Steps until all is done, within a bound that only starvation or thrashing could break; hands back what ended.
+    /// True when as many steps are under way as an engine would have.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight.len() >= self.scheduler.steps_in_flight_max()
+    }
+
+    /// Steps as an engine would until all is done, within a bound that only starvation or thrashing could break; hands back what
+    /// ended.
     pub(crate) fn drain(&mut self) -> Vec<Sequence> {
         let mut ended = Vec::new();
         while !self.in_flight.is_empty() {
             ended.extend(self.commit());
         }
-        // The first running sequence gains a token a step and is never preempted; a more urgent one may displace it.
+        // The first running sequence gains a token a step, or waits for one commit and then gains it, and is never preempted; a more
+        // urgent one may displace it.
         let longest: usize = self.sequences().map(|sequence| sequence.total_len_max).sum();
-        let mut steps_left = longest * (self.live.len() + 1);
+        let mut steps_left = self.scheduler.steps_in_flight_max() * longest * (self.live.len() + 1);
         while !self.live.is_empty() {
             steps_left = steps_left.checked_sub(1).expect("some sequence starves");
-            assert!(!self.plan().is_empty(), "sequences are left, but nothing runs");
+            let planned = !self.plan().is_empty();
+            assert!(planned || !self.in_flight.is_empty(), "sequences are left, but nothing runs");
+            if !planned || self.is_busy() {
+                ended.extend(self.commit());
+            }
+        }
+        while !self.in_flight.is_empty() {
             ended.extend(self.commit());
         }
         assert_eq!(self.scheduler.blocks().used(), 0, "blocks outlive their sequences");
@@ -127,33 +152,49 @@ impl Simulation {
 
     fn before(&self, id: SequenceId) -> Before {
         let sequence = self.scheduler.sequence(id).expect("a live sequence is known");
-        let in_flight = self.in_flight.iter().flatten().any(|outcome| outcome.chunk.id == id);
-        let runs = sequence.status == SequenceStatus::Running && !in_flight;
+        let chunks: Vec<&Chunk> = self.chunks_in_flight().filter(|chunk| chunk.id == id).collect();
+        let start = sequence.computed + chunks.iter().map(|chunk| chunk.len).sum::<usize>();
+        let len = sequence.tokens.len() + chunks.iter().filter(|chunk| chunk.samples).count();
+        let room = chunks.len() < self.scheduler.steps_in_flight_max() && !(len > sequence.prompt_len && len >= sequence.total_len_max);
+        let runs = sequence.status == SequenceStatus::Running && room && !(sequence.draw_needs_history() && self.history_is_drawn());
         Before {
             status: sequence.status,
-            decodes: runs && sequence.remaining() == 1,
-            prefills: runs && sequence.remaining() > 1,
-            in_flight,
+            decodes: runs && len == start + 1,
+            prefills: runs && len > start + 1,
+            in_flight: !chunks.is_empty(),
+            start,
+            len,
         }
+    }
+
+    fn chunks_in_flight(&self) -> impl Iterator<Item = &Chunk> {
+        self.in_flight.iter().flatten().map(|outcome| &outcome.chunk)
+    }
+
+    /// True while a draw is under way that a later draw on the host depends on.
+    fn history_is_drawn(&self) -> bool {
+        self.chunks_in_flight().any(|chunk| chunk.samples && self.scheduler.sequence(chunk.id).is_some_and(Sequence::draw_needs_history))
     }
 
     fn run(&mut self, step: &Step) {
         let batch = Batch::new(step, &self.scheduler);
-        let mut outcomes = Vec::new();
-        for (share, &chunk) in batch.sequences.iter().zip(&step.chunks) {
+        for (share, chunk) in batch.sequences.iter().zip(&step.chunks) {
             let sequence = self.scheduler.sequence(chunk.id).expect("a planned sequence is known");
-            for &block in &share.blocks[share.start / batch.block_size..] {
+            for &block in &share.blocks[share.start / batch.block_size..share.context_len.div_ceil(batch.block_size)] {
                 let holders = self.sequences().filter(|other| other.blocks.contains(&block)).count();
                 assert_eq!(holders, 1, "{chunk:?} writes to block {block}");
             }
-            let token = self.device.run(&batch, share, sequence.salt);
-            outcomes.push(Outcome { chunk, token });
+            if let Some(sample) = &share.sample {
+                let history = if sequence.draw_needs_history() { sequence.answer() } else { &[] };
+                assert_eq!((sample.position, &*sample.answer), (chunk.end() as u64, history), "{chunk:?}");
+            }
         }
+        let tokens = self.device.run(&batch, |id| self.scheduler.sequence(id).expect("a planned sequence is known").salt);
         for share in &batch.sequences {
             let sequence = self.scheduler.sequence(share.id).expect("a planned sequence is known");
             self.device.compare(&batch, share, sequence).unwrap();
         }
-        self.in_flight.push_back(outcomes);
+        self.in_flight.push_back(step.chunks.iter().zip(tokens).map(|(&chunk, token)| Outcome { chunk, token }).collect());
     }
 
     fn check_books(&self) {
@@ -173,8 +214,11 @@ impl Simulation {
         self.check_admissions(before, step, &chunks);
         for chunk in &step.chunks {
             let sequence = self.scheduler.sequence(chunk.id).expect("a planned sequence is known");
-            assert!(chunk.len > 0 && chunk.start == sequence.computed && !before[&chunk.id].in_flight, "{chunk:?}");
-            assert_eq!(chunk.samples, chunk.start + chunk.len == sequence.tokens.len(), "{chunk:?}");
+            let Before { start, len, in_flight, .. } = before[&chunk.id];
+            let start = if in_flight { start } else { sequence.computed };
+            assert!(chunk.len > 0 && chunk.start == start, "{chunk:?}");
+            assert_eq!((chunk.samples, chunk.pending), (chunk.end() == len, start == sequence.tokens.len()), "{chunk:?}");
+            assert!(!sequence.draw_needs_history() || !self.history_is_drawn(), "{chunk:?} does not know what was drawn");
         }
     }
 
@@ -182,18 +226,26 @@ impl Simulation {
     fn check_decodes(&self, before: &BTreeMap<SequenceId, Before>, step: &Step, chunks: &BTreeMap<SequenceId, &Chunk>) {
         let kinds: Vec<bool> = step.chunks.iter().map(|chunk| !before[&chunk.id].decodes).collect();
         assert!(kinds.is_sorted(), "a decode behind a prefill in {step:?}");
-        let blocked = before.values().any(|before| before.in_flight);
+        // Who finds no block waits, if the one who is to give way is being computed; that one waits, too.
+        let last = self.sequences().filter(|other| other.status == SequenceStatus::Running).max_by_key(|other| self.live[&other.id]);
+        let cramped = self.scheduler.blocks().free() == 0 && last.is_some_and(|last| before[&last.id].in_flight);
         for (id, before) in before {
             let served = chunks.contains_key(id) || step.preempted.contains(id);
-            assert!(!before.decodes || served || blocked, "{id:?} could decode but does not in {step:?}");
+            let short = cramped && (self.needs_block(*id, before) || last.is_some_and(|last| last.id == *id));
+            assert!(!before.decodes || served || short, "{id:?} could decode but does not in {step:?}");
             let starved = before.prefills && !served && step.tokens() < self.limits.step_tokens_max;
-            assert!(!starved, "{id:?} could go on with its prompt in {step:?}");
+            assert!(!starved || short, "{id:?} could go on with its prompt in {step:?}");
         }
         for preempted in &step.preempted {
             assert!(!before[preempted].in_flight && !chunks.contains_key(preempted));
-            let last = self.sequences().filter(|other| other.status == SequenceStatus::Running && !before[&other.id].in_flight);
-            assert!(last.into_iter().all(|other| self.live[&other.id] < self.live[preempted]), "{preempted:?} was not the last");
+            let mut running = self.sequences().filter(|other| other.status == SequenceStatus::Running);
+            assert!(running.all(|other| self.live[&other.id] < self.live[preempted]), "{preempted:?} was not the last");
         }
+    }
+
+    fn needs_block(&self, id: SequenceId, before: &Before) -> bool {
+        let table = self.scheduler.sequence(id).map_or(0, |sequence| sequence.blocks.len());
+        before.start >= table * self.scheduler.blocks().block_size()
     }
 
     /// Nobody overtakes in a queue, and what the cache gave is whole blocks, short of the last token.
