@@ -8,7 +8,7 @@ use cortex_core::{HarnessError, Prompt, SamplingDefaults};
 use crate::error::LoadError;
 use crate::generation_config::sampling_defaults;
 use crate::image::positions::{Run, rope_index};
-use crate::image::{ImageProcessor, PreparedImage};
+use crate::image::{EncodedImage, ImageProcessor, PreparedImage};
 use crate::models::config::ModelConfig;
 use crate::sequence::ImageSpan;
 use crate::text::chat_template::ChatTemplate;
@@ -99,7 +99,7 @@ impl Frontend {
     }
 
     /// Renders and tokenizes, and places the pictures. Takes milliseconds and more: not for an async thread.
-    pub fn prepare(&self, prompt: &Prompt, images: &[Vec<u8>]) -> Result<PreparedPrompt, HarnessError> {
+    pub fn prepare(&self, prompt: &Prompt, images: &[EncodedImage]) -> Result<PreparedPrompt, HarnessError> {
         let (ids, parser) = self.tokenize(prompt)?;
         let prepared = match &self.vision {
             Some(vision) => vision.place(ids, images)?,
@@ -149,7 +149,7 @@ impl Frontend {
 
 impl Vision {
     /// Widens each image token to its picture's tokens. On ids, because a text may contain anything.
-    fn place(&self, ids: Vec<u32>, images: &[Vec<u8>]) -> Result<PreparedPrompt, HarnessError> {
+    fn place(&self, ids: Vec<u32>, images: &[EncodedImage]) -> Result<PreparedPrompt, HarnessError> {
         let places = ids.iter().filter(|&&id| id == self.image_token).count();
         if places != images.len() {
             let message = format!(
@@ -161,12 +161,12 @@ impl Vision {
         if images.is_empty() {
             return Ok(PreparedPrompt { ids, ..Default::default() });
         }
-        let images = images.iter().enumerate().map(|(i, bytes)| self.prepare(i, bytes)).collect::<Result<Vec<_>, _>>()?;
+        let images = images.iter().enumerate().map(|(i, image)| self.prepare(i, image)).collect::<Result<Vec<_>, _>>()?;
         Ok(self.widen(&ids, images))
     }
 
-    fn prepare(&self, index: usize, bytes: &[u8]) -> Result<Arc<PreparedImage>, HarnessError> {
-        let image = self.processor.prepare(bytes);
+    fn prepare(&self, index: usize, sent: &EncodedImage) -> Result<Arc<PreparedImage>, HarnessError> {
+        let image = self.processor.prepare(&sent.bytes, sent.detail);
         image.map(Arc::new).map_err(|error| HarnessError::invalid("messages", format!("picture {} {error}", index + 1)))
     }
 

@@ -16,6 +16,7 @@ use crate::device::command::ModelKey;
 use crate::engine::{EngineCommand, Submission};
 use crate::frontend::{Frontend, PreparedPrompt};
 use crate::generation::{channel, event_stream};
+use crate::image::EncodedImage;
 use crate::sequence::{Sequence, SequenceId};
 use crate::stats::EngineStats;
 
@@ -92,7 +93,7 @@ impl LoadedModel {
     }
 
     /// Admits a request and answers with its events. `images` are the encoded pictures in the order in which the messages show them.
-    pub async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError> {
+    pub async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
         let door = self.door()?;
         let prompt = self.prepare(request.prompt.clone(), images).await?;
         let context = self.inner.info.context;
@@ -135,7 +136,7 @@ impl LoadedModel {
     }
 
     /// The ids that `prompt` would be sent to the model as.
-    pub async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError> {
+    pub async fn tokenize(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError> {
         Ok(self.prepare(prompt, images).await?.ids)
     }
 
@@ -171,7 +172,7 @@ impl LoadedModel {
         }
     }
 
-    async fn prepare(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<PreparedPrompt, HarnessError> {
+    async fn prepare(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<PreparedPrompt, HarnessError> {
         let _turn = self.inner.preparing.acquire().await.map_err(|_| HarnessError::ShuttingDown)?;
         let frontend = self.inner.frontend.clone();
         let work = tokio::task::spawn_blocking(move || frontend.prepare(&prompt, &images));

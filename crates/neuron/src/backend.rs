@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
+use neuron_engine::image::EncodedImage;
 
 /// Loads models onto devices.
 #[async_trait]
@@ -26,11 +27,11 @@ pub trait Served: Send + Sync + 'static {
     /// Figures of this moment.
     fn health(&self) -> ModelHealth;
     /// As [`cortex_core::Harness::generate`]; `images` are encoded pictures in order of appearance.
-    async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError>;
+    async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError>;
     /// As [`cortex_core::Harness::embed`].
     async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError>;
     /// As [`cortex_core::Harness::tokenize`].
-    async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError>;
+    async fn tokenize(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError>;
     /// As [`cortex_core::Harness::detokenize`].
     fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError>;
     /// Lets running generations end for at most `drain`, then frees everything; answers when the memory is back.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
 use neuron_engine::frontend::RopePositions;
+use neuron_engine::image::EncodedImage;
 use neuron_engine::models::config::Network;
 use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
 use neuron_engine::models::registry::load_config;
@@ -100,7 +101,7 @@ impl Served for CandleModel {
         self.0.health()
     }
 
-    async fn generate(&self, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError> {
+    async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
         self.0.generate(request, images).await
     }
 
@@ -108,7 +109,7 @@ impl Served for CandleModel {
         self.0.embed(inputs).await
     }
 
-    async fn tokenize(&self, prompt: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError> {
+    async fn tokenize(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError> {
         self.0.tokenize(prompt, images).await
     }
 

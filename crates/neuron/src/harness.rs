@@ -9,6 +9,7 @@ use cortex_core::{
     Discovery, EmbedRequest, Embeddings, EventStream, GenerateRequest, Harness, HarnessError, Health, ModelId, ModelReport, ModelSpec,
     Prompt, UnloadRequest,
 };
+use neuron_engine::image::EncodedImage;
 use tokio::sync::watch;
 
 use crate::backend::{Backend, Served};
@@ -170,7 +171,7 @@ impl Node {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn pictures(&self, prompt: &Prompt, model: &dyn Served) -> Result<Vec<Vec<u8>>, HarnessError> {
+    async fn pictures(&self, prompt: &Prompt, model: &dyn Served) -> Result<Vec<EncodedImage>, HarnessError> {
         match prompt {
             Prompt::Chat(chat) => self.images.collect(chat, model.info().sees()).await,
             Prompt::Text(_) | Prompt::Tokens(_) => Ok(Vec::new()),

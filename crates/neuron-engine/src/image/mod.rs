@@ -2,12 +2,14 @@
 //! transformers does (`Qwen2VLImageProcessorFast`, `get_rope_index`).
 
 pub mod decode;
+pub mod encoded;
 pub mod features;
 pub mod grid;
 pub mod positions;
 pub mod processor;
 pub mod resize;
 
+pub use encoded::{Detail, EncodedImage};
 pub use features::{FeatureCache, ImageFeatures};
 pub use grid::{Grid, PixelLimits, smart_resize};
 pub use processor::{ImageProcessor, PreparedImage};

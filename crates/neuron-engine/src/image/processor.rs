@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::error::LoadError;
 use crate::image::ImageError;
 use crate::image::decode::{Rgb, decode};
+use crate::image::encoded::{Detail, LOW_TOKENS_MAX};
 use crate::image::grid::{Grid, PixelLimits, smart_resize};
 use crate::image::resize::resize_bicubic;
 
@@ -135,16 +136,24 @@ impl ImageProcessor {
         &self.patches
     }
 
-    /// The area pictures are brought into.
-    pub fn limits(&self) -> PixelLimits {
-        self.limits
+    /// The area pictures are brought into. Low detail only lowers the upper limit, and never below the checkpoint's lower one.
+    pub fn limits(&self, detail: Detail) -> PixelLimits {
+        let PixelLimits { min, max } = self.limits;
+        match detail {
+            Detail::Full => self.limits,
+            Detail::Low => PixelLimits { min, max: max.min(LOW_TOKENS_MAX * (self.side_of_token() as u64).pow(2)).max(min) },
+        }
+    }
+
+    /// Pixels along one side of the square that becomes one token.
+    fn side_of_token(&self) -> usize {
+        self.patches.patch * self.patches.merge
     }
 
     /// Decodes and resizes. Costs milliseconds to seconds of CPU: not for an async thread.
-    pub fn prepare(&self, bytes: &[u8]) -> Result<PreparedImage, ImageError> {
+    pub fn prepare(&self, bytes: &[u8], detail: Detail) -> Result<PreparedImage, ImageError> {
         let source = decode(bytes, DECODED_PIXELS_MAX)?;
-        let factor = self.patches.patch * self.patches.merge;
-        let (height, width) = smart_resize(source.height as u32, source.width as u32, factor, self.limits)?;
+        let (height, width) = smart_resize(source.height as u32, source.width as u32, self.side_of_token(), self.limits(detail))?;
         let rgb = resize_bicubic(&source, height, width);
         let grid = Grid { h: height / self.patches.patch, w: width / self.patches.patch };
         let hash = xxh3_64_with_seed(&rgb.pixels, *HASH_KEY ^ (grid.h as u64) << 32 ^ grid.w as u64);
@@ -190,10 +199,23 @@ mod tests {
     #[test]
     fn pixel_limits_override_the_size() {
         let text = |tail: &str| format!(r#"{{"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, {tail}}}"#);
-        let limits = |tail: &str| ImageProcessor::parse(&text(tail)).map(|processor| processor.limits());
+        let limits = |tail: &str| ImageProcessor::parse(&text(tail)).map(|processor| processor.limits(Detail::Full));
         let size = r#""size": {"shortest_edge": 10, "longest_edge": 20}"#;
         assert_eq!(limits(size), Ok(PixelLimits { min: 10, max: 20 }));
         assert_eq!(limits(&format!(r#"{size}, "max_pixels": 30"#)), Ok(PixelLimits { min: 10, max: 30 }));
         assert!(limits(r#""min_pixels": 1"#).unwrap_err().contains("longest_edge"));
+    }
+
+    #[test]
+    fn low_detail_lowers_the_upper_limit_only_and_not_below_the_lower_one() {
+        for (min, max, low) in
+            [(65_536, 16_777_216, 87_040), (9_216, 102_400, 87_040), (9_216, 20_000, 20_000), (100_000, 200_000, 100_000)]
+        {
+            let text =
+                format!(r#"{{"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": {min}, "max_pixels": {max}}}"#);
+            let processor = ImageProcessor::parse(&text).unwrap();
+            assert_eq!(processor.limits(Detail::Low), PixelLimits { min, max: low });
+            assert_eq!(processor.limits(Detail::Full), PixelLimits { min, max });
+        }
     }
 }

@@ -55,7 +55,7 @@ impl Set {
     async fn ask_one(&self, model: &LoadedModel, asked: Value) -> Question {
         let content = json!([{ "type": "image_url", "image_url": {} }, { "type": "text", "text": asked["question"] }]);
         let chat = ChatPrompt { messages: vec![message("user", content)], add_generation_prompt: true, ..Default::default() };
-        let found = answer(model, greedy(chat), vec![self.picture(&asked["image"])]).await.unwrap();
+        let found = answer(model, greedy(chat), vec![self.picture(&asked["image"]).into()]).await.unwrap();
         Question { right: found.text == asked["expected"], as_reference: found.text == asked["reference"], asked }
     }
 }
@@ -135,7 +135,8 @@ async fn it_talks_as_the_reference_talks() {
 
 async fn talk(set: &Set, model: &LoadedModel, dialog: &Value) {
     let mut chat = begin(dialog);
-    let images: Vec<_> = Some(&dialog["image"]).filter(|image| !image.is_null()).map(|image| set.picture(image)).into_iter().collect();
+    let images: Vec<_> =
+        Some(&dialog["image"]).filter(|image| !image.is_null()).map(|image| set.picture(image).into()).into_iter().collect();
     for turn in dialog["turns"].as_array().unwrap() {
         chat.messages.extend(sent(turn));
         let found = answer(model, greedy(chat.clone()), images.clone()).await.unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cortex_core::{FinishReason, GenerateEvent, GenerateRequest, HarnessError, Prompt, SamplingRequest, TokenLogprob, Usage};
 use futures::StreamExt;
 use futures::future::join_all;
+use neuron_engine::image::EncodedImage;
 use neuron_engine::{DeviceSet, EngineLimits, LoadOptions, LoadedModel, load};
 
 fn checkpoint(name: &str) -> PathBuf {
@@ -57,7 +58,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
     }
 }
 
-pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images: Vec<Vec<u8>>) -> Result<Answer, HarnessError> {
+pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<Answer, HarnessError> {
     let mut events = model.generate(request, images).await?;
     let (mut text, mut reasoning, mut calls, mut logprobs) = (String::new(), String::new(), Vec::new(), Vec::new());
     while let Some(event) = events.next().await {
@@ -87,7 +88,7 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 /// A request and its pictures.
-pub(crate) type Asked = (GenerateRequest, Vec<Vec<u8>>);
+pub(crate) type Asked = (GenerateRequest, Vec<EncodedImage>);
 
 pub(crate) async fn alone(model: &LoadedModel, asked: &[Asked]) -> Vec<Answer> {
     let mut answers = Vec::new();
@@ -306,7 +307,7 @@ async fn what_cannot_be_served_is_refused_in_words() {
     let mut biased = request(vec![1], 1);
     biased.sampling.logit_bias = vec![(9999, 1.0)];
     assert!(matches!(refused(biased).await, HarnessError::InvalidRequest { param: Some(param), .. } if param == "logit_bias"));
-    let pictures = model.generate(request(vec![1], 1), vec![vec![0]]).await.err().unwrap();
+    let pictures = model.generate(request(vec![1], 1), vec![vec![0].into()]).await.err().unwrap();
     assert!(pictures.to_string().contains("does not see pictures"), "{pictures}");
     assert!(model.embed(vec![Prompt::Text("a".into())]).await.unwrap_err().to_string().contains("embeddings"));
 }

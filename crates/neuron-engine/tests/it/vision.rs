@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use cortex_core::{GenerateRequest, Prompt};
 use neuron_engine::frontend::RopePositions;
 use neuron_engine::image::positions::{Run, rope_index};
-use neuron_engine::image::{Grid, ImageProcessor, PixelLimits, PreparedImage, smart_resize};
+use neuron_engine::image::{Detail, EncodedImage, Grid, ImageProcessor, PixelLimits, PreparedImage, smart_resize};
 use neuron_engine::models::config::VisionConfig;
 use neuron_engine::models::qwen3_vl_vision::{Model, VisionSwitches, axis};
 use neuron_engine::models::registry::load_config;
@@ -16,7 +16,7 @@ use neuron_engine::{EngineLimits, LoadOptions, Switches};
 use serde_json::Value;
 
 use crate::engine::{Answer, alone, answer, load_folder, request, together};
-use crate::fixtures::{FixtureSet, ids, sets};
+use crate::fixtures::{FixtureSet, demo_checkpoint, ids, sets};
 
 const TABLES: f32 = 2e-5;
 const TOWER: f32 = 1e-4;
@@ -88,7 +88,7 @@ fn pictures_are_resized_to_the_same_bytes_and_cut_into_the_same_patches() {
         let tensors = seeing.set.tensors("preprocess/images");
         let images = seeing.set.refs("preprocess/images");
         for (name, facts) in images["images"].as_object().unwrap() {
-            let image = processor.prepare(&seeing.picture(name)).unwrap();
+            let image = processor.prepare(&seeing.picture(name), Detail::Full).unwrap();
             assert_eq!(image.grid, grid(&facts["grid_thw"]), "{name}");
             assert_eq!(image.tokens() as u64, facts["llm_tokens"].as_u64().unwrap(), "{name}");
             let expected = tensors[&format!("{name}.resized_u8")].flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -180,8 +180,10 @@ fn the_tower_gives_the_reference_numbers_from_patches_to_features() {
     for seeing in Seeing::all() {
         let expected = seeing.set.tensors(&format!("{}/vision", seeing.name));
         let processor = seeing.processor();
-        let images: Vec<_> =
-            names(&seeing.refs("cases")["vision_images"]).iter().map(|name| processor.prepare(&seeing.picture(name)).unwrap()).collect();
+        let images: Vec<_> = names(&seeing.refs("cases")["vision_images"])
+            .iter()
+            .map(|name| processor.prepare(&seeing.picture(name), Detail::Full).unwrap())
+            .collect();
         let grids: Vec<_> = images.iter().map(|image| image.grid).collect();
         let trace = seeing.tower(VisionSwitches::default()).trace(&pixels(&images.iter().collect::<Vec<_>>()), &grids).unwrap();
         close(&trace.patch_embed, &expected["patch_embed"], TOWER, "patch_embed");
@@ -205,7 +207,7 @@ fn the_tower_gives_the_reference_numbers_from_patches_to_features() {
 #[test]
 fn each_switch_changes_what_the_tower_sees() {
     for seeing in Seeing::all() {
-        let image = seeing.processor().prepare(&seeing.picture(&names(&seeing.refs("cases")["vision_images"])[0])).unwrap();
+        let image = seeing.processor().prepare(&seeing.picture(&names(&seeing.refs("cases")["vision_images"])[0]), Detail::Full).unwrap();
         let merged = |legacy_positions, legacy_rope| {
             let tower = seeing.tower(VisionSwitches { legacy_positions, legacy_rope });
             tower.trace(&pixels(&[&image]), &[image.grid]).unwrap().features.merged.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -219,7 +221,7 @@ fn each_switch_changes_what_the_tower_sees() {
 /// A prompt of the references, with its pictures as files.
 struct Shown {
     request: GenerateRequest,
-    images: Vec<Vec<u8>>,
+    images: Vec<EncodedImage>,
     greedy: Vec<u32>,
 }
 
@@ -229,12 +231,12 @@ fn shown(seeing: &Seeing) -> Vec<Shown> {
         let greedy = ids(&case["greedy"]);
         let mut request = request(vec![], greedy.len() as u32);
         request.prompt = Prompt::Text(case["text"].as_str().unwrap().into());
-        Shown { request, images: names(&case["images"]).iter().map(|name| seeing.picture(name)).collect(), greedy }
+        Shown { request, images: names(&case["images"]).iter().map(|name| seeing.picture(name).into()).collect(), greedy }
     };
     cases.map(case).collect()
 }
 
-fn split(shown: &[Shown]) -> Vec<(GenerateRequest, Vec<Vec<u8>>)> {
+fn split(shown: &[Shown]) -> Vec<(GenerateRequest, Vec<EncodedImage>)> {
     shown.iter().map(|shown| (shown.request.clone(), shown.images.clone())).collect()
 }
 
@@ -272,7 +274,7 @@ async fn the_same_picture_is_found_in_the_cache_and_another_of_its_size_is_not()
         let warm = answer(&model, shown.request.clone(), shown.images.clone()).await.unwrap();
         assert!(warm.usage.cached_tokens > 0);
         assert_eq!(cold.without_cache(), warm.clone().without_cache());
-        let other = answer(&model, shown.request, shown.images.iter().map(|image| inverted(image)).collect()).await.unwrap();
+        let other = answer(&model, shown.request, shown.images.iter().map(|image| inverted(&image.bytes).into()).collect()).await.unwrap();
         assert!(other.usage.cached_tokens < warm.usage.cached_tokens, "another picture of the same size");
         assert_ne!(Answer::tokens(&other), warm.tokens());
     }
@@ -285,6 +287,29 @@ fn inverted(png: &[u8]) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
     bytes.into_inner()
+}
+
+#[tokio::test]
+async fn low_detail_shortens_the_prompt_where_the_picture_is_large_and_is_another_picture_to_the_cache() {
+    let model = load_folder(demo_checkpoint(), LoadOptions::default()).await;
+    let picture = |side| {
+        let noise = image::RgbImage::from_fn(side, side, |x, y| image::Rgb([(x * y) as u8, x as u8, y as u8]));
+        let mut png = std::io::Cursor::new(Vec::new());
+        noise.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        png.into_inner()
+    };
+    // The demo model shows a picture as up to 100 tokens of 32 x 32 pixels.
+    for (side, full_tokens, low_tokens) in [(320, 100, 81), (256, 64, 64)] {
+        let ask = |detail| {
+            let mut request = request(vec![], 1);
+            request.prompt = Prompt::Text("<|vision_start|><|image_pad|><|vision_end|>".into());
+            answer(&model, request, vec![EncodedImage { bytes: picture(side), detail }])
+        };
+        let full = ask(Detail::Full).await.unwrap().usage;
+        let low = ask(Detail::Low).await.unwrap().usage;
+        assert_eq!((full.prompt_tokens, low.prompt_tokens), (full_tokens + 2, low_tokens + 2), "{side} x {side}");
+        assert_eq!(low.cached_tokens > 0, full_tokens == low_tokens, "{side} x {side}");
+    }
 }
 
 #[tokio::test]
@@ -308,7 +333,7 @@ fn what_is_no_picture_is_refused_in_words() {
     // A GIF of 65,535 x 65,535 pixels in 30 bytes.
     let bomb = b"GIF89a\xff\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\xff\xff\xff\xff\x00\x02\x02\x4c\x01\x00;";
     for (bytes, word) in [(&b"hello"[..], "PNG"), (&[], "PNG"), (truncated, "decoded"), (bomb, "pixels"), (b"BM\x00\x00\x00\x00", "PNG")] {
-        let refused = processor.prepare(bytes).unwrap_err().to_string();
+        let refused = processor.prepare(bytes, Detail::Full).unwrap_err().to_string();
         assert!(refused.contains(word), "{refused}");
     }
 }

@@ -10,6 +10,7 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use cortex_core::{ChatPrompt, HarnessError};
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use neuron_engine::image::EncodedImage;
 
 pub use fetch::{Fetcher, Lookup};
 use parts::{Part, PartSource, picture_parts};
@@ -49,7 +50,7 @@ impl Images {
     }
 
     /// The encoded pictures of `chat` in order of appearance. Where the model does not see, any picture is refused.
-    pub async fn collect(&self, chat: &ChatPrompt, sees: bool) -> Result<Vec<Vec<u8>>, HarnessError> {
+    pub async fn collect(&self, chat: &ChatPrompt, sees: bool) -> Result<Vec<EncodedImage>, HarnessError> {
         let parts = self.allowed_parts(chat, sees)?;
         // Boxed: the compiler cannot yet prove a stream of borrowing futures to be `Send`.
         let reads: Vec<_> = parts.into_iter().map(|part| self.read(part).boxed()).collect();
@@ -70,7 +71,7 @@ impl Images {
         }
     }
 
-    async fn read(&self, part: Part) -> Result<Vec<u8>, HarnessError> {
+    async fn read(&self, part: Part) -> Result<EncodedImage, HarnessError> {
         let bytes = match part.source {
             PartSource::Data(base64) => self.decode(&base64),
             PartSource::Web(_) if !self.limits.fetch => Err("this node does not fetch pictures: send a data: URL".to_owned()),
@@ -78,7 +79,7 @@ impl Images {
         };
         match bytes {
             Ok(bytes) if bytes.is_empty() => Err(HarnessError::invalid(part.place, "the picture is empty")),
-            Ok(bytes) => Ok(bytes),
+            Ok(bytes) => Ok(EncodedImage { bytes, detail: part.detail }),
             Err(problem) => Err(HarnessError::invalid(part.place, problem)),
         }
     }

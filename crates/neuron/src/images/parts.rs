@@ -1,6 +1,7 @@
 //! Which parts of a conversation are pictures, and where each says its bytes are.
 
 use cortex_core::HarnessError;
+use neuron_engine::image::Detail;
 use reqwest::Url;
 use serde_json::{Map, Value};
 
@@ -10,6 +11,7 @@ pub(crate) struct Part {
     /// `messages[2].content[0]`, for errors.
     pub(crate) place: String,
     pub(crate) source: PartSource,
+    pub(crate) detail: Detail,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +38,8 @@ fn walk(content: Option<&Value>, place: &str, found: &mut Vec<Part>) -> Result<(
         match part.get("type").and_then(Value::as_str) {
             Some("image_url" | "image") => {
                 let source = source(part).map_err(|problem| HarnessError::invalid(&place, problem))?;
-                found.push(Part { place, source });
+                let detail = detail(part).map_err(|problem| HarnessError::invalid(format!("{place}.image_url.detail"), problem))?;
+                found.push(Part { place, source, detail });
             }
             Some("tool_result") => walk(part.get("content"), &format!("{place}.content"), found)?,
             Some(kind @ ("video" | "video_url" | "input_audio" | "audio_url")) => {
@@ -62,6 +65,13 @@ fn source(part: &Value) -> Result<PartSource, String> {
         Some((scheme, _)) if scheme.len() <= 16 => Err(format!("pictures cannot come from `{scheme}:`; send a data:, http: or https: url")),
         _ => Err("the picture's url has no scheme; send a data:, http: or https: url".to_owned()),
     }
+}
+
+/// OpenAI's `detail`, beside the url or, in the forms that hold no object, in the part itself.
+fn detail(part: &Value) -> Result<Detail, String> {
+    let said = part.pointer("/image_url/detail").or_else(|| part.get("detail")).filter(|said| !said.is_null());
+    let known = said.map_or(Some(Detail::default()), |said| Detail::of_word(said.as_str()?));
+    known.ok_or_else(|| "`detail` must be \"low\", \"high\" or \"auto\"".to_owned())
 }
 
 /// What follows `data:`.

@@ -11,6 +11,7 @@ use cortex_core::{ChatPrompt, HarnessError};
 use futures::StreamExt;
 use neuron::config::ImageLimits;
 use neuron::images::{Images, Lookup};
+use neuron_engine::image::{Detail, EncodedImage};
 use serde_json::{Value, json};
 
 fn chat(messages: &Value) -> ChatPrompt {
@@ -47,7 +48,7 @@ fn plain() -> Images {
     images(ImageLimits::default(), &[])
 }
 
-fn refusal(result: Result<Vec<Vec<u8>>, HarnessError>) -> (String, String) {
+fn refusal<T: std::fmt::Debug>(result: Result<T, HarnessError>) -> (String, String) {
     match result {
         Err(HarnessError::InvalidRequest { message, param }) => (param.expect("what the test wrote"), message),
         other => panic!("{other:?} is no refusal"),
@@ -70,7 +71,28 @@ async fn pictures_come_in_the_order_in_which_they_appear() {
         ] },
     ]));
     let found = plain().collect(&prompt, true).await.unwrap();
-    assert_eq!(found, [&b"one"[..], b"two", b"three", b"four", b"five"]);
+    assert_eq!(found, [&b"one"[..], b"two", b"three", b"four", b"five"].map(|bytes| EncodedImage::from(bytes.to_vec())));
+}
+
+#[tokio::test]
+async fn detail_travels_with_its_picture() {
+    const URL: &str = "data:image/png;base64,b25l";
+    let cases = [
+        (json!({ "type": "image_url", "image_url": { "url": URL, "detail": "low" } }), Detail::Low),
+        (json!({ "type": "image_url", "image_url": URL, "detail": "low" }), Detail::Low),
+        (json!({ "type": "image_url", "image_url": { "url": URL, "detail": "high" } }), Detail::Full),
+        (json!({ "type": "image_url", "image_url": { "url": URL, "detail": "auto" } }), Detail::Full),
+        (json!({ "type": "image_url", "image_url": { "url": URL, "detail": null } }), Detail::Full),
+    ];
+    let prompt = user(&cases.iter().map(|(part, _)| part.clone()).collect());
+    let found = plain().collect(&prompt, true).await.unwrap();
+    assert_eq!(found.iter().map(|image| image.detail).collect::<Vec<_>>(), cases.map(|(_, detail)| detail));
+    for wrong in [json!("tiny"), json!(1)] {
+        let part = json!({ "type": "image_url", "image_url": { "url": URL, "detail": wrong } });
+        let (place, message) = refusal(plain().collect(&user(&json!([part])), true).await);
+        assert_eq!(place, "messages[0].content[0].image_url.detail");
+        assert!(message.contains("\"low\""), "{message}");
+    }
 }
 
 #[tokio::test]
@@ -173,7 +195,7 @@ async fn pictures_are_fetched_by_name_and_address_and_through_redirects() {
     let port = host().await.port();
     for url in ["http://127.0.0.1:{}/picture", "http://pictures.example:{}/picture", "http://pictures.example:{}/again"] {
         let url = url.replace("{}", &port.to_string());
-        assert_eq!(images(fetching(), NAMES).collect(&picture(&url), true).await, Ok(vec![b"pixels".to_vec()]), "{url}");
+        assert_eq!(images(fetching(), NAMES).collect(&picture(&url), true).await, Ok(vec![b"pixels".to_vec().into()]), "{url}");
     }
 }
 

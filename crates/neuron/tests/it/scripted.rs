@@ -13,6 +13,7 @@ use cortex_core::{
 };
 use futures::StreamExt;
 use neuron::backend::{Backend, Described, Served, ServedInfo};
+use neuron_engine::image::EncodedImage;
 use tokio::sync::Semaphore;
 
 /// The engine of a test, and what was asked of it.
@@ -121,8 +122,8 @@ impl Served for ScriptedModel {
     }
 
     /// Says how many pictures came and how large each was, then waits for the gate.
-    async fn generate(&self, _: GenerateRequest, images: Vec<Vec<u8>>) -> Result<EventStream, HarnessError> {
-        let text = format!("{:?}", images.iter().map(Vec::len).collect::<Vec<_>>());
+    async fn generate(&self, _: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
+        let text = format!("{:?}", images.iter().map(|image| image.bytes.len()).collect::<Vec<_>>());
         let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 1 };
         let gate = self.engine.answer_gate.clone();
         let first =
@@ -138,8 +139,8 @@ impl Served for ScriptedModel {
         Ok(Embeddings { vectors: vec![vec![1.0]; inputs.len()], prompt_tokens: 1 })
     }
 
-    async fn tokenize(&self, _: Prompt, images: Vec<Vec<u8>>) -> Result<Vec<u32>, HarnessError> {
-        Ok(images.iter().map(|image| image.len() as u32).collect())
+    async fn tokenize(&self, _: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError> {
+        Ok(images.iter().map(|image| image.bytes.len() as u32).collect())
     }
 
     fn detokenize(&self, ids: &[u32]) -> Result<String, HarnessError> {
