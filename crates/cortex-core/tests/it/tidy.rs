@@ -64,6 +64,7 @@ const RULES: &[Rule] = &[
 const UNREACHABLE: &[(&str, &[&str])] = &[
     ("cortex-core", &["tokio", "axum", "hyper", "candle-core", "neuron-kernels", "neuron-engine"]),
     ("cortex-gateway", &["candle-core", "neuron-kernels", "neuron-engine", "neuron", "tokenizers"]),
+    ("cortex-placement", &["tokio", "axum", "hyper", "candle-core", "nickel-lang-core"]),
     ("neuron-api", &["candle-core", "neuron-kernels", "neuron-engine", "neuron"]),
     ("neuron-engine", &["axum", "neuron-api", "cortex-gateway"]),
     ("neuron", &["cortex-gateway", "nickel-lang-core"]),

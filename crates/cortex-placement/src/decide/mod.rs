@@ -1,0 +1,244 @@
+//! The one function that decides what the fleet does next. The reconciler, `plan`, `explain` and the simulator call it.
+//!
+//! It looks at states, not at events: called again with the same arguments it says the same, and whatever it says has the fleet one
+//! step nearer to a state in which it says nothing. What it claims for one model no later model of the same call gets.
+
+mod evict;
+mod fit;
+mod survey;
+
+use std::cmp::Reverse;
+
+use cortex_core::ModelId;
+
+use crate::action::{Action, Step};
+use crate::desired::Desired;
+use crate::moment::Moment;
+use crate::observed::{Demand, ModelDemand, ModelState, Observed, Reach};
+use crate::profile::Mode;
+use crate::words::{count, gib};
+use fit::{Offer, Way};
+use survey::Survey;
+
+/// Sequences of full length that a model takes when its spec does not say.
+const PARALLEL_DEFAULT: usize = 4;
+
+/// What to do now, in order. Nothing to do is the usual answer.
+pub fn decide(desired: &Desired, observed: &Observed, demand: &Demand, now: Moment) -> Vec<Action> {
+    let mut decision = Decision { survey: Survey::take(desired, observed, demand, now), actions: Vec::new() };
+    decision.retire_misplaced();
+    decision.keep_residents();
+    decision.meet_demand();
+    decision.retire_surplus();
+    decision.grow();
+    decision.finish_drained();
+    decision.defrag();
+    decision.actions
+}
+
+/// A decision in the making: the fleet as it will be once the actions so far are done.
+struct Decision<'a> {
+    survey: Survey<'a>,
+    actions: Vec<Action>,
+}
+
+impl Decision<'_> {
+    /// Replicas where the placement does not want them.
+    fn retire_misplaced(&mut self) {
+        for at in 0..self.survey.replicas.len() {
+            let replica = &self.survey.replicas[at];
+            let node = &self.survey.nodes[replica.node];
+            if node.observed.reach != Reach::Ready || replica.observed.state != ModelState::Loaded {
+                continue;
+            }
+            let reason = match replica.model {
+                Some(model) if self.survey.desired.models[model].allows(node.host) => continue,
+                Some(_) => "the placement does not put it here",
+                None if self.survey.desired.policy().unload_undeclared => "the placement has no model of this name",
+                None => continue,
+            };
+            self.retire(at, reason.to_owned());
+        }
+    }
+
+    /// Models that are held always get their proven places first, others where those are gone.
+    fn keep_residents(&mut self) {
+        let desired = self.survey.desired;
+        for &model in &desired.residents {
+            let wanted = &desired.models[model];
+            for home in &wanted.homes {
+                let preload = wanted.spots.get(&home.host).is_some_and(|spot| spot.mode == Mode::Preload);
+                let kept = self.survey.kept[model];
+                if kept >= wanted.profile.replicas.min && !(preload && kept < wanted.profile.replicas.max) {
+                    continue;
+                }
+                let Some(node) = self.survey.node_of_host[home.host] else { continue };
+                if let Some(offer) = self.survey.offer(model, node, Some(&home.devices), true) {
+                    self.accept(model, offer, &Purpose::Resident);
+                }
+            }
+        }
+        for &model in &desired.residents {
+            while self.survey.kept[model] < desired.models[model].profile.replicas.min {
+                let Some(offer) = self.survey.best_offer(model, true, |mode| mode != Mode::OnDemand) else { break };
+                self.accept(model, offer, &Purpose::Resident);
+            }
+        }
+    }
+
+    /// Models that somebody waits for and nobody serves: the highest priority first, then who waits longest.
+    fn meet_demand(&mut self) {
+        let desired = self.survey.desired;
+        let mut waiting: Vec<(usize, ModelDemand)> = self.survey.waiting().filter(|(model, _)| self.survey.serving[*model] == 0).collect();
+        waiting.sort_by_key(|(model, demand)| (Reverse(desired.models[*model].profile.priority), demand.since, *model));
+        for (model, demand) in waiting {
+            if let Some(offer) = self.survey.best_offer(model, true, |_| true) {
+                self.accept(model, offer, &Purpose::Demand(demand));
+            }
+        }
+    }
+
+    /// Replicas beyond what is wanted, and those that nobody asked for in a long time.
+    fn retire_surplus(&mut self) {
+        let mut order: Vec<usize> = (0..self.survey.replicas.len()).filter(|at| self.survey.may_go(*at)).collect();
+        order.sort_by_key(|at| (self.survey.is_home(*at), self.survey.replicas[*at].observed.last_used));
+        for at in order {
+            let Some(model) = self.survey.replicas[at].model else { continue };
+            let profile = &self.survey.desired.models[model].profile;
+            let serving = self.survey.serving[model];
+            if serving > profile.replicas.max.max(1) {
+                let max = count(profile.replicas.max, "replica");
+                self.retire(at, format!("{serving} nodes hold it, and {max} are wanted at most"));
+            } else if serving > profile.replicas.min && self.survey.is_past_idle_unload(at) {
+                let idle_s = self.survey.unused_ms(at) / 1000;
+                self.retire(at, format!("nobody asked for it in {idle_s} s"));
+            }
+        }
+    }
+
+    /// One more replica for a model whose replicas are all full, where memory is free anyway.
+    fn grow(&mut self) {
+        let desired = self.survey.desired;
+        for (model, wanted) in desired.models.iter().enumerate() {
+            let (serving, replicas) = (self.survey.serving[model], wanted.profile.replicas);
+            if serving == 0 || serving >= replicas.max || self.survey.loading[model] {
+                continue;
+            }
+            let open = self.survey.in_flight[model];
+            if open < serving * wanted.profile.spec.parallel.unwrap_or(PARALLEL_DEFAULT) {
+                continue;
+            }
+            if let Some(offer) =
+                self.survey.best_offer(model, false, |_| true).filter(|offer| matches!(offer.way, Way::Now | Way::TakeBack(_)))
+            {
+                self.accept(model, offer, &Purpose::Growth { open, serving });
+            }
+        }
+    }
+
+    /// What was drained and is wanted no more, or what others have claimed the memory of.
+    fn finish_drained(&mut self) {
+        for at in 0..self.survey.replicas.len() {
+            let replica = &self.survey.replicas[at];
+            let drained = replica.observed.state == ModelState::Draining && replica.observed.in_flight == 0 && !replica.taken_back;
+            if drained && self.survey.nodes[replica.node].observed.reach == Reach::Ready {
+                let step = Step::Unload { model: replica.observed.id.clone() };
+                self.act(replica.node, step, replica.observed.devices.clone(), "it has drained".to_owned());
+            }
+        }
+    }
+
+    /// One node at a time, and only one that nothing else is planned for. A node that is long overdue need not be idle.
+    fn defrag(&mut self) {
+        let Some(after) = self.survey.desired.policy().defrag_after_cycles.filter(|after| *after > 0) else { return };
+        if self.survey.nodes.iter().any(|node| node.observed.reach == Reach::Defragging) {
+            return;
+        }
+        let due = |at: &usize| {
+            let node = &self.survey.nodes[*at];
+            let cycles = node.observed.cycles;
+            let quiet = || self.survey.replicas[node.replicas.clone()].iter().all(|replica| replica.observed.in_flight == 0);
+            let still = || {
+                self.survey.replicas[node.replicas.clone()]
+                    .iter()
+                    .all(|replica| matches!(replica.observed.state, ModelState::Loaded | ModelState::Failed { .. }))
+            };
+            let overdue = cycles >= after.saturating_mul(2);
+            node.observed.reach == Reach::Ready && cycles >= after && !node.touched && still() && (overdue || quiet())
+        };
+        let worst = (0..self.survey.nodes.len()).filter(due).max_by_key(|at| (self.survey.nodes[*at].observed.cycles, Reverse(*at)));
+        if let Some(at) = worst {
+            let node = &self.survey.nodes[at];
+            let reason = format!("{} loads and unloads since its memory was new; {after} are allowed", node.observed.cycles);
+            self.act(at, Step::Defrag, (0..node.devices.len()).collect(), reason);
+        }
+    }
+
+    /// Gives `model` the place, and has those leave that the offer names.
+    fn accept(&mut self, model: usize, offer: Offer, purpose: &Purpose) {
+        let wanted = &self.survey.desired.models[model];
+        let victims = match &offer.way {
+            Way::Evict(victims) => victims.clone(),
+            _ => Vec::new(),
+        };
+        for victim in victims {
+            let need = self.survey.need_mb(model);
+            let room = need.map_or_else(String::new, |need| format!(" ({} on a device)", gib(need)));
+            let idle_s = self.survey.unused_ms(victim) / 1000;
+            self.retire(victim, format!("makes room for `{}`{room}: {}; itself unused for {idle_s} s", wanted.id, purpose.words()));
+        }
+        self.survey.claim(model, &offer);
+        if matches!(offer.way, Way::Now | Way::TakeBack(_)) {
+            self.act(offer.node, Step::Load { model: wanted.id.clone() }, offer.devices, purpose.words());
+        }
+    }
+
+    /// Takes a replica out of service; its memory counts as coming back.
+    fn retire(&mut self, at: usize, reason: String) {
+        let replica = &self.survey.replicas[at];
+        let (node, model, devices) = (replica.node, replica.observed.id.clone(), replica.observed.devices.clone());
+        let step = if replica.observed.in_flight > 0 { Step::Drain { model } } else { Step::Unload { model } };
+        self.survey.leave(at);
+        self.act(node, step, devices, reason);
+    }
+
+    fn act(&mut self, node: usize, step: Step, devices: Vec<usize>, reason: String) {
+        let view = &mut self.survey.nodes[node];
+        view.touched = true;
+        view.generation += 1;
+        let action = Action { step, node: view.observed.id.clone(), devices, generation: view.generation, reason };
+        self.actions.push(action);
+    }
+}
+
+/// What a place is for.
+enum Purpose {
+    Resident,
+    Demand(ModelDemand),
+    Growth { open: usize, serving: usize },
+}
+
+impl Purpose {
+    fn words(&self) -> String {
+        match self {
+            Self::Resident => "the placement holds it always".to_owned(),
+            Self::Demand(ModelDemand { waiting: 1, .. }) => "1 request waits for it".to_owned(),
+            Self::Demand(demand) => format!("{} requests wait for it", demand.waiting),
+            Self::Growth { open, serving } => format!("{open} requests are open on {}", count(*serving, "replica")),
+        }
+    }
+}
+
+impl Demand {
+    /// Nobody waits.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// `waiting` requests wait for `model` since `since`.
+    #[must_use]
+    pub fn with(mut self, model: impl Into<ModelId>, waiting: usize, since: Moment) -> Self {
+        self.models.insert(model.into(), ModelDemand { waiting, since });
+        self
+    }
+}

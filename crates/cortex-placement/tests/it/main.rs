@@ -1,0 +1,6 @@
+//! Behaviour of placement, a module each.
+
+mod decisions;
+mod fleet;
+mod format;
+mod histories;
