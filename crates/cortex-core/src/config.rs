@@ -62,8 +62,12 @@ pub struct Limits {
     pub connections_max: NonZeroUsize,
     /// Requests that wait for one model's load; beyond it 429.
     pub load_waiters_max: NonZeroUsize,
+    /// Requests that wait for a place on one model's replicas, all of which are full; beyond it 429.
+    pub queue_len_max: NonZeroUsize,
     /// Nodes that one request is sent to before it fails.
     pub tries_max: NonZeroUsize,
+    /// Requests in a row that fail on a node which still answers polls, after which it is ejected, unless half of the nodes are.
+    pub node_failures_max: NonZeroUsize,
     /// Failed polls in a row after which a node is ejected; a refused connection ejects at once.
     pub poll_failures_max: NonZeroUsize,
 }
@@ -74,7 +78,9 @@ impl Default for Limits {
             body_bytes_max: count(64 << 20),
             connections_max: count(10_000),
             load_waiters_max: count(1_024),
+            queue_len_max: count(256),
             tries_max: count(4),
+            node_failures_max: count(5),
             poll_failures_max: count(3),
         }
     }
@@ -94,6 +100,10 @@ pub struct Timeouts {
     pub first_byte_ms_max: Millis,
     /// Silence in the middle of an answer after which it counts as cut; a live node sends a heartbeat each second.
     pub idle_ms_max: Millis,
+    /// Time for a whole request, from its arrival to the last byte of its answer.
+    pub total_ms_max: Millis,
+    /// Time for a request to wait for a place while all replicas of its model are full.
+    pub queue_ms_max: Millis,
     /// A stream that has nothing to say yet gets an SSE comment this often.
     pub keep_alive_ms: Millis,
     /// Time for a node to load a model.
@@ -118,6 +128,8 @@ impl Default for Timeouts {
             connect_ms_max: Millis::new(2_000),
             first_byte_ms_max: Millis::new(600_000),
             idle_ms_max: Millis::new(30_000),
+            total_ms_max: Millis::new(3_600_000),
+            queue_ms_max: Millis::new(10_000),
             keep_alive_ms: Millis::new(900),
             load_ms_max: Millis::new(1_800_000),
             load_failure_ms: Millis::new(5_000),
@@ -127,6 +139,19 @@ impl Default for Timeouts {
             drain_ms_max: Millis::new(30_000),
         }
     }
+}
+
+/// Who is served first where there is not enough for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Before the others.
+    High,
+    /// As usual.
+    #[default]
+    Normal,
+    /// When nobody else waits.
+    Low,
 }
 
 /// One `[[neurons]]` entry.

@@ -41,6 +41,12 @@ pub mod gateway {
             "Requests open on a node.";
         RETRIES_TOTAL = "cortex_retries_total", ["model", "node", "reason"],
             "Attempts given up before anything was shown to the client, by the node that failed and the reason.";
+        RETRIES_REFUSED_TOTAL = "cortex_retries_refused_total", [],
+            "Repetitions that the retry budget did not allow.";
+        FALLBACKS_TOTAL = "cortex_fallbacks_total", ["model", "fallback"],
+            "Requests that another model answered because the one asked for could not.";
+        QUEUE_LENGTH = "cortex_queue_length", ["model"],
+            "Requests waiting for a place on a model whose replicas are all full.";
         LOAD_WAITERS = "cortex_load_waiters", ["model"],
             "Requests waiting for a model to be loaded.";
         NODE_UP = "cortex_node_up", ["node"],

@@ -10,6 +10,7 @@ use crate::node::NodeId;
 pub struct Placement {
     models: BTreeMap<ModelId, PlacedModel>,
     aliases: BTreeMap<String, ModelId>,
+    fallbacks: BTreeMap<ModelId, Vec<ModelId>>,
 }
 
 /// One declared model.
@@ -24,7 +25,19 @@ pub struct PlacedModel {
 impl Placement {
     /// Models by id, aliases by name. The caller has checked that no alias is also a model or points at an alias.
     pub fn new(models: impl IntoIterator<Item = PlacedModel>, aliases: BTreeMap<String, ModelId>) -> Self {
-        Self { models: models.into_iter().map(|model| (model.spec.model_id.clone(), model)).collect(), aliases }
+        let models = models.into_iter().map(|model| (model.spec.model_id.clone(), model)).collect();
+        Self { models, aliases, fallbacks: BTreeMap::new() }
+    }
+
+    /// The models that may answer in another one's place.
+    pub fn with_fallbacks(mut self, fallbacks: BTreeMap<ModelId, Vec<ModelId>>) -> Self {
+        self.fallbacks = fallbacks;
+        self
+    }
+
+    /// The models that may answer in place of `model` when it cannot, in this order.
+    pub fn fallbacks(&self, model: &ModelId) -> &[ModelId] {
+        self.fallbacks.get(model).map_or(&[], Vec::as_slice)
     }
 
     /// The declared models, sorted by id.

@@ -14,6 +14,8 @@ use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::poller::Poller;
 use crate::proxy::Proxy;
+use crate::queue::Queues;
+use crate::retry_budget::RetryBudget;
 
 /// The gateway's parts, wired.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct App {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) proxy: Proxy,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) retry_budget: RetryBudget,
     /// Cancelled when the gateway was told to stop.
     pub(crate) stopping: CancellationToken,
     started: Instant,
@@ -42,6 +46,8 @@ impl App {
         Ok(Self {
             proxy: Proxy::new(&config.timeouts),
             lifecycle: Arc::new(lifecycle),
+            queues: Arc::new(Queues::new(config.limits.queue_len_max.get())),
+            retry_budget: RetryBudget::new(Instant::now()),
             config,
             fleet,
             nodes,

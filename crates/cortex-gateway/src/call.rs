@@ -3,10 +3,13 @@
 use axum::extract::Request;
 use bytes::Bytes;
 use cortex_core::ModelId;
+use cortex_core::config::Priority;
 use cortex_core::openai::ApiError;
 use http::HeaderMap;
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::app::App;
 use crate::proxy;
@@ -59,7 +62,19 @@ pub(crate) struct Call {
     pub(crate) body: Bytes,
     /// What the node gets to see.
     pub(crate) headers: HeaderMap,
+    /// Requests with the same one are best sent to the same node.
+    pub(crate) affinity: Option<u64>,
+    /// A guess of the work.
+    pub(crate) tokens: u64,
+    pub(crate) priority: Priority,
+    /// When the whole answer must have been sent.
+    pub(crate) deadline: Instant,
+    /// The body before any model's name was put into it, and where that name stands.
+    source: (Bytes, Scan),
 }
+
+/// Names a conversation; from the clients that send it.
+const SESSION: &str = "x-claude-code-session-id";
 
 impl Call {
     /// Reads the request within the limits of size and time; `translate` makes of its body what a node reads.
@@ -73,15 +88,34 @@ impl Call {
         request_id: &str,
         translate: impl FnOnce(Bytes) -> Result<Bytes, ApiError>,
     ) -> Result<Self, ApiError> {
+        let deadline = Instant::now() + app.config.timeouts.total_ms_max.duration();
         let headers = proxy::client_headers(request.headers(), request_id);
+        let session = request.headers().get(SESSION).map(|session| xxh3_64(session.as_bytes()));
         let body = translate(read_body(app, request).await?)?;
         let seen: Scan = scan(&body)?;
         let fleet = app.fleet.load();
-        let (model, body) = match fleet.placement().alias_target(seen.model.as_str()) {
+        let (model, sent) = match fleet.placement().alias_target(seen.model.as_str()) {
             Some(target) => (target.clone(), seen.splice(&body, target)),
-            None => (seen.model, body),
+            None => (seen.model.clone(), body.clone()),
         };
-        Ok(Self { endpoint, model, stream: seen.stream && endpoint.can_stream(), body, headers })
+        Ok(Self {
+            endpoint,
+            model,
+            stream: seen.stream && endpoint.can_stream(),
+            body: sent,
+            headers,
+            affinity: session.or(seen.affinity),
+            tokens: seen.tokens,
+            priority: if seen.patient { Priority::Low } else { Priority::Normal },
+            deadline,
+            source: (body, seen),
+        })
+    }
+
+    /// The same for another model.
+    pub(crate) fn asking(&self, model: &ModelId) -> Self {
+        let (body, seen) = &self.source;
+        Self { model: model.clone(), body: seen.splice(body, model), ..self.clone() }
     }
 }
 

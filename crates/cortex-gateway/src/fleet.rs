@@ -5,7 +5,8 @@ mod report;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use cortex_core::config::{Endpoint, NeuronEntry};
@@ -34,8 +35,42 @@ pub(crate) struct Node {
     pub(crate) load: Arc<Load>,
     model_loads: BTreeMap<ModelId, Arc<Load>>,
     poll_failures: usize,
+    /// Requests that failed there in a row, although it answers polls.
+    failures: Arc<AtomicUsize>,
+    flapping: Flapping,
     /// Loads and unloads applied so far. What a poll that began before the last of them says about models is stale.
     pub(crate) actions: u64,
+}
+
+/// A node that was out lately has to answer more probes before it is trusted again: twice as many after each time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flapping {
+    ejections: u32,
+    last: Option<Instant>,
+    probes_needed: u32,
+}
+
+impl Flapping {
+    /// After this long without trouble all is forgotten.
+    const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+    const DOUBLINGS_MAX: u32 = 5;
+
+    fn ejected(&mut self, now: Instant) {
+        let lately = self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::FORGIVEN_AFTER);
+        self.ejections = if lately { self.ejections + 1 } else { 1 };
+        self.last = Some(now);
+        self.probe_failed();
+    }
+
+    fn probe_failed(&mut self) {
+        self.probes_needed = 1 << self.ejections.saturating_sub(1).min(Self::DOUBLINGS_MAX);
+    }
+
+    /// Whether this good probe was the last one needed.
+    fn probed(&mut self) -> bool {
+        self.probes_needed = self.probes_needed.saturating_sub(1);
+        self.probes_needed == 0
+    }
 }
 
 /// Whether a node gets requests.
@@ -148,6 +183,13 @@ impl Fleet {
         self.with_node(id, |node| node.eject(reason, now))
     }
 
+    /// The node fails its requests, though it may answer polls. It stays while half of the nodes are out already: then the fault is
+    /// more likely with the requests, or with us.
+    pub(crate) fn failing(&self, id: &NodeId, reason: &str, now: Instant) -> Self {
+        let out = self.nodes.iter().filter(|node| matches!(node.reach, Reach::Ejected { .. })).count();
+        if 2 * (out + 1) > self.nodes.len() { self.clone() } else { self.ejected(id, reason, now) }
+    }
+
     /// The node said that it takes nothing new; the next poll tells more.
     pub(crate) fn draining(&self, id: &NodeId) -> Self {
         self.with_node(id, |node| node.reach = Reach::Draining)
@@ -212,6 +254,8 @@ impl Node {
             load: Arc::default(),
             model_loads: BTreeMap::new(),
             poll_failures: 0,
+            failures: Arc::default(),
+            flapping: Flapping::default(),
             actions: 0,
         }
     }
@@ -219,6 +263,18 @@ impl Node {
     /// The id that the node drew when it started.
     pub(crate) fn boot_id(&self) -> Option<&str> {
         self.facts.as_ref().map(|facts| facts.discovery.boot_id.as_str())
+    }
+
+    /// A request failed there; how many in a row that makes.
+    pub(crate) fn fails(&self) -> usize {
+        self.failures.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A request went well there.
+    pub(crate) fn serves(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
     }
 
     fn standings(&self) -> impl Iterator<Item = (&ModelId, Standing)> {
@@ -235,7 +291,13 @@ impl Node {
             seen: observation.at,
         }));
         self.poll_failures = 0;
-        self.reach = if observation.health.ready { Reach::Ready } else { Reach::Draining };
+        let out = matches!(self.reach, Reach::Ejected { .. });
+        if !out || self.flapping.probed() {
+            self.reach = if observation.health.ready { Reach::Ready } else { Reach::Draining };
+            if out {
+                self.failures = Arc::default();
+            }
+        }
         if observation.actions_before == self.actions || !same_boot {
             self.models = observation.models.iter().map(|report| (report.id.clone(), report.clone())).collect();
         }
@@ -243,8 +305,14 @@ impl Node {
 
     fn eject(&mut self, why: &str, now: Instant) {
         match &mut self.reach {
-            Reach::Ejected { reason, .. } => why.clone_into(reason),
-            reach => *reach = Reach::Ejected { reason: why.to_owned(), since: now },
+            Reach::Ejected { reason, .. } => {
+                why.clone_into(reason);
+                self.flapping.probe_failed();
+            }
+            reach => {
+                *reach = Reach::Ejected { reason: why.to_owned(), since: now };
+                self.flapping.ejected(now);
+            }
         }
     }
 

@@ -17,6 +17,8 @@ mod middleware;
 mod nodes;
 mod poller;
 mod proxy;
+mod queue;
+mod retry_budget;
 mod router;
 mod routing;
 mod scan;

@@ -1,7 +1,7 @@
 //! The gateway's figures, in a registry of its own, so that two gateways in one process do not share them.
 
 use cortex_core::metrics::{Metric, gateway as names};
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::fleet::{Fleet, Reach};
 
@@ -18,10 +18,13 @@ pub(crate) struct Metrics {
     pub(crate) duration: HistogramVec,
     pub(crate) tokens_per_second: HistogramVec,
     pub(crate) retries: IntCounterVec,
+    pub(crate) retries_refused: IntCounter,
+    pub(crate) fallbacks: IntCounterVec,
     pub(crate) node_restarts: IntCounterVec,
     pub(crate) model_loads: IntCounterVec,
     pub(crate) model_load: HistogramVec,
     in_flight: IntGaugeVec,
+    queue_length: IntGaugeVec,
     load_waiters: IntGaugeVec,
     node_up: IntGaugeVec,
 }
@@ -51,10 +54,13 @@ impl Metrics {
             duration: histogram(names::REQUEST_DURATION_SECONDS, SECONDS)?,
             tokens_per_second: histogram(names::TOKENS_PER_SECOND, TOKENS_PER_SECOND)?,
             retries: counter(names::RETRIES_TOTAL)?,
+            retries_refused: counter(names::RETRIES_REFUSED_TOTAL)?.with_label_values(&[] as &[&str]),
+            fallbacks: counter(names::FALLBACKS_TOTAL)?,
             node_restarts: counter(names::NODE_RESTARTS_TOTAL)?,
             model_loads: counter(names::MODEL_LOADS_TOTAL)?,
             model_load: histogram(names::MODEL_LOAD_SECONDS, SECONDS)?,
             in_flight: gauge(names::REQUESTS_IN_FLIGHT)?,
+            queue_length: gauge(names::QUEUE_LENGTH)?,
             load_waiters: gauge(names::LOAD_WAITERS)?,
             node_up: gauge(names::NODE_UP)?,
             registry,
@@ -62,9 +68,13 @@ impl Metrics {
     }
 
     /// Prometheus text. Gauges are read from the fleet at this moment instead of being kept up to date by everyone.
-    pub(crate) fn render(&self, fleet: &Fleet, waiters: &[(String, usize)]) -> Result<String, prometheus::Error> {
+    pub(crate) fn render(
+        &self,
+        fleet: &Fleet,
+        waiters: &[(String, usize)],
+        queues: &[(String, usize)],
+    ) -> Result<String, prometheus::Error> {
         self.in_flight.reset();
-        self.load_waiters.reset();
         for node in fleet.nodes() {
             self.node_up.with_label_values(&[node.id.as_str()]).set(i64::from(node.reach == Reach::Ready));
         }
@@ -73,8 +83,11 @@ impl Metrics {
                 self.in_flight.with_label_values(&[model.as_str(), node.id.as_str()]).set(gauge_value(replica.load.outstanding()));
             }
         }
-        for (model, count) in waiters {
-            self.load_waiters.with_label_values(&[model.as_str()]).set(gauge_value(*count));
+        for (gauge, lengths) in [(&self.load_waiters, waiters), (&self.queue_length, queues)] {
+            gauge.reset();
+            for (model, count) in lengths {
+                gauge.with_label_values(&[model.as_str()]).set(gauge_value(*count));
+            }
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

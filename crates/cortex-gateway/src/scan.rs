@@ -1,27 +1,145 @@
-//! The one look that the gateway takes into a request's body: which model, and streamed or not. Everything else is left to the node.
+//! The one look that the gateway takes into a request's body: which model, streamed or not, and what tells related requests
+//! and large ones apart. Everything else is left to the node.
 
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
 use cortex_core::ModelId;
 use cortex_core::openai::ApiError;
 use serde::Deserialize;
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// Messages that tell one conversation from another: the system prompt and what the user asked first stay while it goes on.
+const LEADING_MESSAGES: usize = 2;
+/// Of a text prompt, these many bytes tell.
+const LEADING_BYTES: usize = 1024;
+/// Requests that name no limit are taken to generate so many tokens.
+const ANSWER_TOKENS_GUESS: u64 = 256;
+/// No request counts for more, whatever limit it names or picture it carries.
+const TOKENS_MAX: u64 = 32_768;
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scan {
     pub(crate) model: ModelId,
     pub(crate) stream: bool,
+    /// Requests with the same one share a prefix, most likely: they are best sent to the same node.
+    pub(crate) affinity: Option<u64>,
+    /// A rough guess of the work in tokens: prompt and answer.
+    pub(crate) tokens: u64,
+    /// The client does not mind waiting (`"service_tier": "flex"`).
+    pub(crate) patient: bool,
     /// Where the model's JSON string stands, quotes included.
     model_at: Range<usize>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Seen<'a> {
-    #[serde(borrow)]
     model: Option<&'a RawValue>,
     stream: Option<bool>,
+    session: Option<&'a RawValue>,
+    user: Option<&'a RawValue>,
+    messages: Option<&'a RawValue>,
+    prompt: Option<&'a RawValue>,
+    answer_tokens: Option<&'a RawValue>,
+    service_tier: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Field {
+    Model,
+    Stream,
+    PromptCacheKey,
+    User,
+    Messages,
+    Prompt,
+    MaxTokens,
+    MaxCompletionTokens,
+    ServiceTier,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Seen<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(SeenVisitor)
+    }
+}
+
+struct SeenVisitor;
+
+impl<'de> Visitor<'de> for SeenVisitor {
+    type Value = Seen<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    /// Only the fields that the gateway acts on are judged; of those that merely hint, the node is the judge.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Seen<'de>, A::Error> {
+        let mut seen = Seen::default();
+        let mut stream_seen = false;
+        while let Some(field) = map.next_key::<Field>()? {
+            match field {
+                Field::Model if seen.model.is_some() => return Err(A::Error::duplicate_field("model")),
+                Field::Stream if stream_seen => return Err(A::Error::duplicate_field("stream")),
+                Field::Model => seen.model = map.next_value()?,
+                Field::Stream => (seen.stream, stream_seen) = (map.next_value()?, true),
+                Field::PromptCacheKey => seen.session = map.next_value()?,
+                Field::User => seen.user = map.next_value()?,
+                Field::Messages => seen.messages = map.next_value()?,
+                Field::Prompt => seen.prompt = map.next_value()?,
+                Field::MaxTokens | Field::MaxCompletionTokens => seen.answer_tokens = map.next_value()?,
+                Field::ServiceTier => seen.service_tier = map.next_value()?,
+                Field::Other => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(seen)
+    }
+}
+
+impl Seen<'_> {
+    /// The surest sign first.
+    fn affinity(&self) -> Option<u64> {
+        let texts = |value: &RawValue| value.get().starts_with('"').then(|| xxh3_64(value.get().as_bytes()));
+        let messages = || self.messages.map(leading_messages);
+        let prompt = || self.prompt.map(|prompt| &prompt.get().as_bytes()[..prompt.get().len().min(LEADING_BYTES)]).map(xxh3_64);
+        self.session.and_then(texts).or_else(messages).or_else(prompt).or_else(|| self.user.and_then(texts))
+    }
+
+    fn tokens(&self, body_bytes: usize) -> u64 {
+        const BYTES_PER_TOKEN: u64 = 4;
+        let answer = self.answer_tokens.and_then(|value| value.get().parse().ok()).unwrap_or(ANSWER_TOKENS_GUESS);
+        (body_bytes as u64 / BYTES_PER_TOKEN).saturating_add(answer).clamp(1, TOKENS_MAX)
+    }
+}
+
+/// A hash over the leading elements of a JSON array as they are written. What follows them is not looked at again.
+fn leading_messages(messages: &RawValue) -> u64 {
+    struct Leading<'a>(&'a mut Xxh3);
+    impl<'de> Visitor<'de> for Leading<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut messages: A) -> Result<(), A::Error> {
+            for _ in 0..LEADING_MESSAGES {
+                let Some(message) = messages.next_element::<&RawValue>()? else { break };
+                self.0.update(message.get().as_bytes());
+            }
+            Ok(())
+        }
+    }
+    let mut hash = Xxh3::new();
+    // An error means that there is more, or that it is no array; either way the hash stands.
+    let _ = serde::Deserializer::deserialize_seq(&mut serde_json::Deserializer::from_str(messages.get()), Leading(&mut hash));
+    hash.digest()
 }
 
 /// Reads `body` once, without keeping any of it.
@@ -46,7 +164,14 @@ pub(crate) fn scan(body: &[u8]) -> Result<Scan, ApiError> {
         ApiError::invalid(message).with_param("model")
     })?;
     let start = raw.get().as_ptr().addr() - body.as_ptr().addr();
-    Ok(Scan { model: model.into(), stream: seen.stream.unwrap_or(false), model_at: start..start + raw.get().len() })
+    Ok(Scan {
+        model: model.into(),
+        stream: seen.stream.unwrap_or(false),
+        affinity: seen.affinity(),
+        tokens: seen.tokens(body.len()),
+        patient: seen.service_tier.is_some_and(|tier| tier.get() == r#""flex""#),
+        model_at: start..start + raw.get().len(),
+    })
 }
 
 impl Scan {
@@ -72,6 +197,30 @@ mod tests {
             let scan = scan(body.as_bytes()).expect(body);
             assert_eq!((scan.model.as_str(), scan.stream), (model, stream), "{body}");
         }
+    }
+
+    #[test]
+    fn requests_of_one_conversation_have_one_affinity() {
+        let affinity = |body: &str| scan(body.as_bytes()).expect(body).affinity;
+        let turn = |rest: &str| affinity(&format!(r#"{{"model":"m","messages":[{{"role":"system"}},{{"content":"a"}}{rest}]}}"#));
+        assert_eq!(turn(""), turn(r#",{"content":"b"},{"content":"c"}"#));
+        assert_ne!(turn(""), affinity(r#"{"model":"m","messages":[{"role":"system"},{"content":"z"}]}"#));
+        let keyed = |key: &str, text: &str| affinity(&format!(r#"{{"model":"m","prompt_cache_key":"{key}","messages":["{text}"]}}"#));
+        assert_eq!(keyed("k", "a"), keyed("k", "b"));
+        assert_ne!(keyed("k", "a"), keyed("l", "a"));
+        assert_eq!(affinity(r#"{"model":"m","user":"u"}"#), affinity(r#"{"user":"u","model":"n","stream":true}"#));
+        assert_eq!(affinity(r#"{"model":"m"}"#), None);
+        for odd in [r#"{"model":"m","messages":7,"user":{},"max_tokens":"x"}"#, r#"{"model":"m","user":1,"user":2}"#] {
+            let _ = affinity(odd); // the node says what is wrong with it
+        }
+    }
+
+    #[test]
+    fn work_is_guessed_from_the_body_and_the_limit_it_names() {
+        let tokens = |body: &str| scan(body.as_bytes()).expect(body).tokens;
+        assert_eq!(tokens(r#"{"model":"m","max_tokens":1000}"#), 1000 + 31 / 4);
+        assert_eq!(tokens(r#"{"model":"m"}"#), ANSWER_TOKENS_GUESS + 13 / 4);
+        assert_eq!(tokens(r#"{"model":"m","max_completion_tokens":9999999}"#), TOKENS_MAX);
     }
 
     #[test]

@@ -101,6 +101,8 @@ struct ModelTable {
     parallel: Option<usize>,
     #[serde(default)]
     neurons: Vec<Spanned<String>>,
+    #[serde(default)]
+    fallbacks: Vec<Spanned<String>>,
 }
 
 fn neurons(text: &str, tables: Vec<NeuronTable>) -> Result<Vec<NeuronEntry>, ConfigError> {
@@ -132,6 +134,7 @@ fn placement(
 ) -> Result<Placement, ConfigError> {
     let mut lines: HashMap<String, usize> = HashMap::new();
     let mut models = Vec::with_capacity(tables.len());
+    let mut fallbacks = BTreeMap::new();
     for table in tables {
         if table.id.as_ref().trim().is_empty() {
             return Err(at(text, &table.id.span(), "a model needs an id"));
@@ -143,6 +146,15 @@ fn placement(
         {
             return Err(at(text, &unknown.span(), &format!("no [[neurons]] entry is named `{}`", unknown.as_ref())));
         }
+        if let Some(own) = table.fallbacks.iter().find(|name| *name.as_ref() == *table.id.as_ref() || aliases.contains_key(*name)) {
+            return Err(at(
+                text,
+                &own.span(),
+                &format!("`{}` cannot stand in for `{}`; name another model", own.as_ref(), table.id.as_ref()),
+            ));
+        }
+        let names = table.fallbacks.iter().map(|name| ModelId::from(name.as_ref().as_str())).collect();
+        fallbacks.insert(ModelId::from(table.id.as_ref().as_str()), names);
         models.push(table.into_placed());
     }
     let mut targets = BTreeMap::new();
@@ -155,7 +167,7 @@ fn placement(
         }
         targets.insert(name.as_ref().clone(), ModelId::from(target.as_ref().as_str()));
     }
-    Ok(Placement::new(models, targets))
+    Ok(Placement::new(models, targets).with_fallbacks(fallbacks))
 }
 
 impl ModelTable {

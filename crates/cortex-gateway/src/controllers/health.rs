@@ -74,7 +74,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>, Query(query): Query<Ready
 
 /// `GET /metrics` on the metrics listener.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match app.metrics.render(&app.fleet.load(), &app.lifecycle.waiters()) {
+    match app.metrics.render(&app.fleet.load(), &app.lifecycle.waiters(), &app.queues.lengths()) {
         Ok(text) => ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response(),
         Err(error) => Refusal(ApiError::new(500, "server_error", Some("metrics"), error.to_string())).into_response(),
     }

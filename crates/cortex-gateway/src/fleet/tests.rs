@@ -60,6 +60,41 @@ fn an_update_leaves_the_old_fleet_as_it_was() {
 }
 
 #[test]
+fn a_node_that_flaps_must_answer_twice_as_many_probes_each_time() {
+    let (start, good) = (Instant::now(), observation(&[("m", ModelStatus::Loaded)]));
+    let probes = |fleet: &mut Fleet| {
+        let needed = (1..100).find(|_| {
+            *fleet = fleet.observed(&"a".into(), &good);
+            fleet.nodes()[0].reach == Reach::Ready
+        });
+        needed.unwrap()
+    };
+    let mut fleet = fleet_of(&["a"], Placement::default());
+    let seconds = |s| start + Duration::from_secs(s);
+    let needed = [0, 1, 2, 3, 4, 5, 6, 7, 68].map(|s| {
+        fleet = fleet.ejected(&"a".into(), "refused", seconds(s));
+        probes(&mut fleet)
+    });
+    assert_eq!(needed, [1, 2, 4, 8, 16, 32, 32, 32, 1]);
+
+    fleet = fleet.ejected(&"a".into(), "refused", seconds(69)).observed(&"a".into(), &good);
+    fleet = fleet.ejected(&"a".into(), "refused", seconds(70));
+    assert_eq!(probes(&mut fleet), 2, "only good probes in a row count");
+}
+
+#[test]
+fn failing_requests_eject_a_node_only_while_most_nodes_are_well() {
+    let names = ["a", "b", "c", "d"];
+    let good = observation(&[("m", ModelStatus::Loaded)]);
+    let ready = names.iter().fold(fleet_of(&names, Placement::default()), |fleet, name| fleet.observed(&(*name).into(), &good));
+    let failing = names.iter().fold(ready, |fleet, name| fleet.failing(&(*name).into(), "resets", Instant::now()));
+    let out: Vec<bool> = failing.nodes().iter().map(|node| matches!(node.reach, Reach::Ejected { .. })).collect();
+    assert_eq!(out, [true, true, false, false]);
+    let lone = fleet_of(&["a"], Placement::default()).observed(&"a".into(), &good).failing(&"a".into(), "resets", Instant::now());
+    assert_eq!(lone.nodes()[0].reach, Reach::Ready, "the only node is never given up for failing");
+}
+
+#[test]
 fn a_poll_that_began_before_an_action_says_nothing_about_models() {
     let stale = observation(&[("m", ModelStatus::Available)]);
     let fleet = fleet_of(&["a"], Placement::default()).observed(&"a".into(), &stale);
@@ -77,7 +112,7 @@ fn open_requests_are_counted_through_every_update() {
     let id = NodeId::from("a");
     let fleet = fleet_of(&["a"], Placement::default()).observed(&id, &observation(&[("m", ModelStatus::Loaded)]));
     let (node, replica) = fleet.replicas("m").next().unwrap();
-    let guard = LoadGuard::take(&node.load, &replica.load);
+    let guard = LoadGuard::take(&node.load, &replica.load, 1);
     let later = fleet.ejected(&id, "gone", Instant::now()).model_standing(&id, &"m".into(), &ModelStatus::Available);
     let outstanding =
         |fleet: &Fleet| fleet.replicas("m").map(|(node, replica)| (node.load.outstanding(), replica.load.outstanding())).next();

@@ -21,7 +21,7 @@ pub(crate) struct ObservedBody {
     held: VecDeque<Bytes>,
     /// `None` once there is nothing left to read.
     upstream: Option<Incoming>,
-    idle: Idle,
+    silence: Silence,
     tail: Option<EventTail>,
     good: Outcome,
     observer: Observer,
@@ -38,7 +38,7 @@ impl ObservedBody {
         held: VecDeque<Bytes>,
         upstream: Incoming,
         streamed: bool,
-        idle_max: Duration,
+        silence: Silence,
         status: u16,
         observer: Observer,
         guard: LoadGuard,
@@ -46,7 +46,7 @@ impl ObservedBody {
         let mut body = Self {
             held,
             upstream: Some(upstream),
-            idle: Idle::new(idle_max),
+            silence,
             tail: streamed.then(EventTail::default),
             good: Outcome::of_status(status),
             observer,
@@ -92,11 +92,15 @@ impl ObservedBody {
         loop {
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
             let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) else {
-                ready!(self.idle.poll_silent(cx));
-                let reason = format!("it said nothing for {:?}", self.idle.max);
+                ready!(self.silence.poll_silent(cx));
+                let reason = self.silence.reason();
                 return Poll::Ready(self.cut(reason));
             };
-            self.idle.heard();
+            self.silence.heard();
+            if self.silence.is_overdue() {
+                let reason = self.silence.reason();
+                return Poll::Ready(self.cut(reason));
+            }
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
                     let frame = self.pass(data);
@@ -168,28 +172,41 @@ impl EventTail {
     }
 }
 
-/// The longest silence. It is measured only while the client waits for us, so a slow reader is not taken for a dead node.
+/// The longest silence, and the end of all patience. Silence is measured only while the client waits for us, so a slow reader is not
+/// taken for a dead node.
 #[derive(Debug)]
-struct Idle {
+pub(crate) struct Silence {
     max: Duration,
+    deadline: Instant,
     timer: Pin<Box<Sleep>>,
     silent: bool,
 }
 
-impl Idle {
-    fn new(max: Duration) -> Self {
-        Self { max, timer: Box::pin(tokio::time::sleep(max)), silent: false }
+impl Silence {
+    pub(super) fn new(max: Duration, deadline: Instant) -> Self {
+        Self { max, deadline, timer: Box::pin(tokio::time::sleep(max)), silent: false }
     }
 
     fn heard(&mut self) {
         self.silent = false;
     }
 
+    fn is_overdue(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    fn reason(&self) -> String {
+        match self.is_overdue() {
+            true => "the request took longer than total_ms_max allows".into(),
+            false => format!("it said nothing for {:?}", self.max),
+        }
+    }
+
     fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.silent {
             self.silent = true;
-            let deadline = Instant::now() + self.max;
-            self.timer.as_mut().reset(deadline);
+            let until = self.deadline.min(Instant::now() + self.max);
+            self.timer.as_mut().reset(until);
         }
         self.timer.as_mut().poll(cx)
     }

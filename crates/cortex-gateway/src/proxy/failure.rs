@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cortex_core::openai::ApiError;
 use cortex_core::openai::error::ErrorBody;
+use http::header::RETRY_AFTER;
 use http::response::Parts;
 
 use super::headers::strip_answer;
@@ -59,6 +60,29 @@ impl AttemptError {
             (500.., _) => Self::Errored(whole),
             _ => Self::Refused(whole),
         }
+    }
+
+    /// When the node said it is worth coming back.
+    pub(crate) fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::Busy(whole) => whole.head.headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// The node worked on the request and failed, or may have: sending the request to many nodes could fail them all.
+    pub(crate) fn may_be_deadly(&self) -> bool {
+        matches!(self, Self::Reset { .. } | Self::DiedEarly { .. })
+    }
+
+    /// The node did no work on it, so that sending the request elsewhere adds none.
+    pub(crate) fn is_free(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::NotLoaded(_) | Self::Draining(_) | Self::Reset { .. })
+    }
+
+    /// It speaks against the node, not against the request or the moment.
+    pub(crate) fn blames_node(&self) -> bool {
+        matches!(self, Self::Reset { .. } | Self::TimedOut { .. } | Self::DiedEarly { .. } | Self::Errored(_))
     }
 
     /// The word in metrics and logs.

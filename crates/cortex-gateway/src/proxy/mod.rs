@@ -20,19 +20,23 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use neuron_api::client::causes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::call::Call;
 use crate::fleet::LoadGuard;
 use crate::routing::Target;
 
-pub(crate) use body::ObservedBody;
+pub(crate) use body::{ObservedBody, Silence};
 pub(crate) use failure::AttemptError;
 pub(crate) use headers::{client_headers, is_event_stream};
 pub(crate) use observer::{Observer, Outcome};
 
 /// Longest error answer that is read to judge it.
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// What a node sent is acknowledged within this time, or the connection is given up: its host may be gone without a word.
+const ACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
+/// Silence after which a connection is probed, and the time between probes.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
 /// An idle connection is kept this long for the next request.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 
@@ -53,6 +57,7 @@ pub(crate) struct Answer {
     trailers: Option<HeaderMap>,
     body: Incoming,
     guard: LoadGuard,
+    deadline: Instant,
 }
 
 impl Proxy {
@@ -60,7 +65,9 @@ impl Proxy {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(timeouts.connect_ms_max.duration()));
-        connector.set_keepalive(Some(Duration::from_secs(15)));
+        connector.set_keepalive(Some(TCP_KEEPALIVE));
+        connector.set_keepalive_interval(Some(TCP_KEEPALIVE));
+        connector.set_tcp_user_timeout(Some(ACKNOWLEDGED_MAX));
         let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(connector);
         Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration() }
     }
@@ -68,18 +75,20 @@ impl Proxy {
     /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
     /// tried. Dropping the future closes the connection, which the node takes for a cancellation.
     pub(crate) async fn attempt(&self, target: &Target, call: &Call) -> Result<Answer, AttemptError> {
-        let guard = target.occupy();
-        timeout(self.first_byte, self.begin(target, call, guard)).await.unwrap_or(Err(AttemptError::TimedOut { after: self.first_byte }))
+        let guard = target.occupy(call.tokens);
+        let (begun, late) = (Instant::now(), Err(AttemptError::TimedOut { after: self.first_byte }));
+        timeout_at(call.deadline.min(begun + self.first_byte), self.begin(target, call, guard)).await.unwrap_or(late)
     }
 
     async fn begin(&self, target: &Target, call: &Call, guard: LoadGuard) -> Result<Answer, AttemptError> {
         let request = request(target, call)?;
         let (head, body) = self.pool.request(request).await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
         if matches!(head.status.as_u16(), 404 | 429 | 500..) {
-            return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard }).await;
+            return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard, deadline: call.deadline }).await;
         }
-        let mut answer = Answer { head, held: VecDeque::new(), trailers: None, body, guard };
+        let mut answer = Answer { head, held: VecDeque::new(), trailers: None, body, guard, deadline: call.deadline };
         self.first_frame(&mut answer).await?;
+        answer.guard.is_admitted();
         Ok(answer)
     }
 
@@ -106,14 +115,15 @@ impl Proxy {
 
     /// The answer on its way to the client, watched by `observer` to its end.
     pub(crate) fn respond(&self, answer: Answer, mut observer: Observer) -> Response {
-        let Answer { mut head, held, trailers, body, guard } = answer;
+        let Answer { mut head, held, trailers, body, guard, deadline } = answer;
         let streamed = is_event_stream(&head.headers);
         observer.answers(head.status.as_u16(), streamed);
         for carrier in [Some(&head.headers), trailers.as_ref()].into_iter().flatten() {
             usage_of(carrier).into_iter().for_each(|usage| observer.usage(usage));
         }
         headers::strip_answer(&mut head.headers);
-        let body = ObservedBody::new(held, body, streamed, self.idle, head.status.as_u16(), observer, guard);
+        let silence = Silence::new(self.idle, deadline);
+        let body = ObservedBody::new(held, body, streamed, silence, head.status.as_u16(), observer, guard);
         Response::from_parts(head, Body::new(body))
     }
 }
@@ -130,10 +140,10 @@ fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, Attempt
 
 /// An error answer: some of them are a reason to go elsewhere, and only their body tells.
 async fn judge(answer: Answer) -> Result<Answer, AttemptError> {
-    let Answer { head, body, trailers, guard, .. } = answer;
-    if is_event_stream(&head.headers) {
-        return Ok(Answer { head, held: VecDeque::new(), trailers, body, guard });
+    if is_event_stream(&answer.head.headers) {
+        return Ok(answer);
     }
+    let Answer { head, body, guard: _guard, .. } = answer;
     let whole = Limited::new(body, ERROR_BYTES_MAX).collect().await;
     let whole = whole.map_err(|error| AttemptError::Reset { reason: causes(&*error) })?;
     Err(AttemptError::of_answer(head, whole.to_bytes()))

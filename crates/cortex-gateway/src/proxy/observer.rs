@@ -56,6 +56,9 @@ pub(crate) struct Observer {
     node: Option<NodeId>,
     first_byte: Option<Instant>,
     usage: Option<Usage>,
+    retries: u32,
+    /// It waited for a load.
+    cold: bool,
     status: u16,
     streamed: bool,
     outcome: Outcome,
@@ -72,6 +75,8 @@ impl Observer {
             node: None,
             first_byte: None,
             usage: None,
+            retries: 0,
+            cold: false,
             status: 0,
             streamed: false,
             outcome: Outcome::ClientGone,
@@ -88,10 +93,16 @@ impl Observer {
     }
 
     /// The attempt failed and the client has seen nothing of it.
-    pub(crate) fn gave_up(&self, reason: &str) {
+    pub(crate) fn gave_up(&mut self, reason: &str) {
+        self.retries += 1;
         let labels = [self.model_label(), self.node_label(), reason];
         self.metrics.retries.with_label_values(&labels).inc();
         tracing::info!(request_id = %self.request_id, model = labels[0], node = labels[1], reason, "attempt failed");
+    }
+
+    /// The model is not in memory: the request waits for a load.
+    pub(crate) fn waits_for_load(&mut self) {
+        self.cold = true;
     }
 
     /// The head of the answer.
@@ -154,6 +165,9 @@ impl Observer {
             outcome = self.outcome.as_str(),
             ttft_ms = self.first_byte.map(|first| (first - self.arrived).as_secs_f64() * 1e3),
             total_ms = (now - self.arrived).as_secs_f64() * 1e3,
+            retries = self.retries,
+            cold_start = self.cold,
+            cached_tokens = self.usage.map(|usage| usage.cached_tokens),
             prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
             completion_tokens = self.usage.map(|usage| usage.completion_tokens),
             "request"

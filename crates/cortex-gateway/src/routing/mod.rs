@@ -16,6 +16,8 @@ pub(crate) struct RouteRequest<'a> {
     pub(crate) model: &'a str,
     /// Nodes that failed this request already.
     pub(crate) tried: &'a [NodeId],
+    /// Requests with the same key share a prefix.
+    pub(crate) affinity: Option<u64>,
     /// Grows by one with each request: replicas that are equally good take turns.
     pub(crate) turn: usize,
 }
@@ -37,9 +39,9 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Counts one more open request there.
-    pub(crate) fn occupy(&self) -> LoadGuard {
-        LoadGuard::take(&self.node.load, &self.load)
+    /// Counts one more open request there, of about so many tokens.
+    pub(crate) fn occupy(&self, tokens: u64) -> LoadGuard {
+        LoadGuard::take(&self.node.load, &self.load, tokens)
     }
 }
 
@@ -66,26 +68,33 @@ impl From<RouteError> for ApiError {
     }
 }
 
-/// A ready replica with the fewest open requests; or else a node that can load the model; or else, because a node that was ejected
-/// may be back, any replica that was not tried.
+/// A ready replica with the least open work, or one nearly as free that knows the prefix; or else a node that can load the model;
+/// or else, because a node that was ejected may be back, any replica that was not tried.
 pub(crate) fn route(fleet: &Fleet, request: &RouteRequest<'_>) -> Result<Route, RouteError> {
-    let RouteRequest { model, tried, turn } = *request;
-    let count = fleet.replicas(model).len();
-    if count == 0 {
-        return Err(unknown(fleet, model));
+    if fleet.replicas(request.model).len() == 0 {
+        return Err(unknown(fleet, request.model));
     }
-    let loaded = |want: fn(&Reach) -> bool| {
-        let fit = fleet
-            .replicas(model)
-            .enumerate()
-            .filter(move |(_, (node, replica))| replica.standing == Standing::Loaded && want(&node.reach) && !tried.contains(&node.id));
-        fit.min_by_key(|(index, (node, replica))| ServeScore::of(node, replica, (count + index - turn % count) % count))
-            .map(|(_, (node, replica))| Route::Serve(Target { node: Arc::clone(node), load: Arc::clone(&replica.load) }))
-    };
-    loaded(|reach| *reach == Reach::Ready)
-        .or_else(|| load_target(fleet, model, tried).map(|_| Route::ColdLoad))
-        .or_else(|| loaded(|reach| matches!(reach, Reach::Ejected { .. } | Reach::Unknown)))
+    loaded(fleet, request, |reach| *reach == Reach::Ready)
+        .or_else(|| load_target(fleet, request.model, request.tried).map(|_| Route::ColdLoad))
+        .or_else(|| loaded(fleet, request, |reach| matches!(reach, Reach::Ejected { .. } | Reach::Unknown)))
         .ok_or_else(|| no_route(fleet, request))
+}
+
+/// The best loaded replica among nodes within `reach` that were not tried.
+fn loaded(fleet: &Fleet, request: &RouteRequest<'_>, reach: fn(&Reach) -> bool) -> Option<Route> {
+    let RouteRequest { model, tried, affinity, turn } = *request;
+    let count = fleet.replicas(model).len();
+    let fit = || {
+        let replicas = fleet.replicas(model).enumerate();
+        replicas.filter(|(_, (node, replica))| replica.standing == Standing::Loaded && reach(&node.reach) && !tried.contains(&node.id))
+    };
+    let (_, least) = fit().min_by_key(|(index, (node, replica))| ServeScore::of(node, replica, (count + index - turn % count) % count))?;
+    let known = |key| {
+        let near = fit().filter(|(_, (_, replica))| score::affinity_allows(replica.load.tokens(), least.1.load.tokens()));
+        near.max_by_key(|(_, (node, _))| score::affinity(key, node)).map(|(_, replica)| replica)
+    };
+    let (node, replica) = affinity.and_then(known).unwrap_or(least);
+    Some(Route::Serve(Target { node: Arc::clone(node), load: Arc::clone(&replica.load) }))
 }
 
 /// Whether a ready node outside `tried` has the model in memory.

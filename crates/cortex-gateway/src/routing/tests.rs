@@ -25,7 +25,7 @@ fn fleet(nodes: &[(&str, ModelStatus)]) -> Fleet {
 /// `serve <node>`, `load <node>` or the error.
 fn decide(fleet: &Fleet, tried: &[&str], turn: usize) -> String {
     let tried: Vec<NodeId> = tried.iter().map(|name| NodeId::from(*name)).collect();
-    match route(fleet, &RouteRequest { model: "m", tried: &tried, turn }) {
+    match route(fleet, &RouteRequest { model: "m", tried: &tried, affinity: None, turn }) {
         Ok(Route::Serve(target)) => format!("serve {}", target.node.id),
         Ok(Route::ColdLoad) => format!("load {}", load_target(fleet, "m", &tried).expect("a node to load on").id),
         Err(error) => error.to_string(),
@@ -65,14 +65,55 @@ fn an_unknown_model_is_not_denied_while_a_node_has_not_answered() {
 fn the_least_busy_replica_is_first_and_equal_ones_take_turns() {
     let fleet = fleet(&[("a", LOADED), ("b", LOADED), ("c", LOADED)]);
     assert_eq!([0, 1, 2, 3].map(|turn| decide(&fleet, &[], turn)), ["serve a", "serve b", "serve c", "serve a"]);
-    let occupy = |turn| match route(&fleet, &RouteRequest { model: "m", tried: &[], turn }) {
-        Ok(Route::Serve(target)) => target.occupy(),
+    let occupy = |turn| match route(&fleet, &RouteRequest { model: "m", tried: &[], affinity: None, turn }) {
+        Ok(Route::Serve(target)) => target.occupy(1),
         other => panic!("{other:?}"),
     };
     let guards = [occupy(0), occupy(0)];
     assert_eq!([0, 1, 2].map(|turn| decide(&fleet, &[], turn)), ["serve c"; 3]);
     drop(guards);
     assert_eq!(decide(&fleet, &[], 0), "serve a");
+}
+
+/// Where a request with this affinity goes, and its guard over `tokens`.
+fn with_affinity(fleet: &Fleet, key: u64, tokens: u64) -> (String, LoadGuard) {
+    match route(fleet, &RouteRequest { model: "m", tried: &[], affinity: Some(key), turn: 0 }) {
+        Ok(Route::Serve(target)) => (target.node.id.to_string(), target.occupy(tokens)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn related_requests_stay_together_until_their_node_is_much_busier() {
+    let fleet = fleet(&[("a", LOADED), ("b", LOADED), ("c", LOADED)]);
+    for key in 0..20 {
+        let mut guards = Vec::new();
+        let mut counts = std::collections::BTreeMap::new();
+        for _ in 0..30 {
+            let (node, guard) = with_affinity(&fleet, key, 4_096);
+            guards.push(guard);
+            *counts.entry(node).or_insert(0) += 1;
+        }
+        assert_eq!(counts.len(), 3, "one key alone does not overload one node: {counts:?}");
+        let least = counts.values().min().unwrap();
+        let most = counts.values().max().unwrap();
+        assert!(most - least <= least / 4 + 3, "{counts:?}");
+    }
+    let homes: Vec<String> = (0..60).map(|key| with_affinity(&fleet, key, 0).0).collect();
+    assert_eq!(homes, (0..60).map(|key| with_affinity(&fleet, key, 0).0).collect::<Vec<_>>());
+    for node in ["a", "b", "c"] {
+        assert!(homes.iter().filter(|home| *home == node).count() > 8, "keys are spread: {homes:?}");
+    }
+}
+
+#[test]
+fn a_node_that_goes_moves_only_its_own_keys() {
+    let before = fleet(&[("a", LOADED), ("b", LOADED), ("c", LOADED)]);
+    let after = before.ejected(&"b".into(), "refused", Instant::now());
+    for key in 0..60 {
+        let home = with_affinity(&before, key, 0).0;
+        assert!(home == "b" || with_affinity(&after, key, 0).0 == home, "{key}");
+    }
 }
 
 #[test]

@@ -64,7 +64,9 @@ async fn a_stream_cut_in_the_middle_ends_in_an_error_event_and_never_looks_finis
 async fn a_generation_that_dies_before_its_first_token_is_answered_by_another_node() {
     let rig = Rig::start([vec![MockModel::loaded("m")], vec![MockModel::loaded("m")]]).await;
     rig.mock(0).set_faults("m", Faults { die_after: Some(0), ..Faults::default() });
-    for body in [chat("m", "hi"), streamed("m", "hi"), chat("m", "hi"), streamed("m", "hi")] {
+    for talk in 0..16 {
+        let text = format!("hi {talk}");
+        let body = if talk % 2 == 0 { chat("m", &text) } else { streamed("m", &text) };
         let reply = rig.client().chat(&body).await;
         assert_eq!(reply.status, 200);
         assert!(reply.text().contains("hi") && !reply.text().contains("error"), "{}", reply.text());
@@ -110,9 +112,9 @@ async fn a_node_that_takes_the_request_and_says_nothing_is_given_up_in_time() {
     let hang = MockModel::loaded("m");
     let rig = Rig::with([vec![hang], vec![MockModel::loaded("m")]], |config| config.timeouts.first_byte_ms_max = Millis::new(50)).await;
     rig.mock(0).set_faults("m", Faults { hang_admission: true, ..Faults::default() });
-    for _ in 0..2 {
+    for talk in 0..6 {
         // The healthy node, too, has only these 50 ms; on a machine that slow the answer is a timeout, never silence.
-        let reply = rig.client().chat(&streamed("m", "hi")).await;
+        let reply = rig.client().chat(&streamed("m", &format!("hi {talk}"))).await;
         assert!([200, 504].contains(&reply.status.as_u16()), "{}", reply.text());
     }
     assert!(rig.metric("cortex_retries_total{model=\"m\",node=\"a\",reason=\"timed_out\"}").await >= Some(1.0));
@@ -143,6 +145,43 @@ async fn a_connection_that_breaks_before_the_answer_is_replayed_once_where_there
     let rig = in_front_of(&node, |_| {}).await;
     assert_eq!(rig.client().chat(&chat("m", "hi")).await.status, 200);
     assert_eq!(rig.metric("cortex_retries_total{model=\"m\",node=\"a\",reason=\"reset\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_request_that_kills_what_serves_it_kills_two_nodes_at_most() {
+    let rig = Rig::start([vec![MockModel::loaded("m")], vec![MockModel::loaded("m")], vec![MockModel::loaded("m")]]).await;
+    for node in 0..3 {
+        rig.mock(node).set_faults("m", Faults { cut_after: Some(0), ..Faults::default() });
+    }
+    let reply = rig.client().chat(&chat("m", "deadly")).await;
+    assert_eq!((reply.status.as_u16(), reply.code().as_str()), (502, "node_failed"), "{}", reply.text());
+    assert_eq!((0..3).map(|node| rig.mock(node).counts().generations).sum::<usize>(), 2);
+}
+
+#[tokio::test]
+async fn a_node_whose_requests_fail_is_out_although_it_answers_polls() {
+    let rig = Rig::start([vec![MockModel::loaded("m")], vec![MockModel::loaded("m")]]).await;
+    rig.mock(0).set_faults("m", Faults { die_after: Some(0), ..Faults::default() });
+    let mut sent = 0;
+    while rig.state(0) == NodeState::Ready {
+        sent += 1;
+        assert!(sent < 100, "it is never ejected");
+        assert_eq!(rig.client().chat(&chat("m", &format!("request {sent}"))).await.status, 200);
+    }
+    assert!(matches!(rig.state(0), NodeState::Ejected { reason, .. } if reason.contains("its requests fail")));
+    assert_eq!(rig.mock(0).counts().died, 5);
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_longer_than_any_may_is_cut_with_the_reason() {
+    let slow = MockModel { context: usize::MAX, token_time: std::time::Duration::from_millis(1), ..MockModel::loaded("m") };
+    let slow = slow.saying((0..100_000).map(|i| format!("{i} ")));
+    let rig = Rig::with([vec![slow]], |config| config.timeouts.total_ms_max = Millis::new(300)).await;
+    let text = rig.client().chat(&streamed("m", "hi")).await.text();
+    assert!(text.contains("total_ms_max") && !text.contains("[DONE]"), "{text}");
+    let whole = rig.client().chat(&chat("m", "hi")).await;
+    assert_eq!(whole.status, 504, "{}", whole.text());
+    rig.mock(0).wait_for(|counts| counts.cancelled == 2 && counts.active == 0).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod health;
 mod lifecycle;
 mod metrics;
 mod models;
+mod places;
 mod refusals;
 mod rig;
 mod shutdown;

@@ -85,6 +85,7 @@ pub(crate) fn config(nodes: impl IntoIterator<Item = SocketAddr>) -> GatewayConf
     config.timeouts.poll_ms = Millis::new(3_600_000);
     config.timeouts.poll_ms_max = Millis::new(60_000);
     config.timeouts.keep_alive_ms = Millis::new(60_000);
+    config.timeouts.queue_ms_max = Millis::new(1);
     config
 }
 
