@@ -5,6 +5,7 @@
 
 mod cli;
 mod network;
+mod placement;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 pub use cli::{Cli, ModelArg};
 pub use network::Network;
 pub(crate) use network::is_public;
+pub use placement::PlacementConfig;
 
 /// Looks a variable up in the environment; `None` when it is unset.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -35,6 +37,8 @@ pub struct NeuronConfig {
     pub models: Vec<ModelSpec>,
     /// Loaded at start, in this order; each needs its `[[models]]` entry.
     pub preload: Vec<ModelId>,
+    /// More of both, from a rendered placement.
+    pub placement: PlacementConfig,
     /// How long running generations may finish after a stop signal, in seconds.
     pub drain_s_max: u64,
     /// The host's processors as a device.
@@ -95,6 +99,9 @@ pub struct HubConfig {
     /// From `HF_TOKEN` only: a secret has no place in this file.
     #[serde(skip)]
     pub token: Option<Secret>,
+    /// `hf-token` among the credentials that systemd hands over; wins over `token_file`.
+    #[serde(skip)]
+    pub credential: Option<PathBuf>,
 }
 
 /// Bounds on the pictures of one request, and on fetching them.
@@ -176,6 +183,7 @@ impl Default for NeuronConfig {
             listen: (Ipv4Addr::UNSPECIFIED, 13131).into(),
             models: Vec::new(),
             preload: Vec::new(),
+            placement: PlacementConfig::default(),
             drain_s_max: 30,
             cpu: CpuConfig::default(),
             limits: Limits::default(),
@@ -209,6 +217,7 @@ impl Default for HubConfig {
             parallel_files_max: 4,
             progress_bar: false,
             token: None,
+            credential: None,
         }
     }
 }
@@ -248,6 +257,7 @@ impl NeuronConfig {
         hub.endpoint.truncate(hub.endpoint.trim_end_matches('/').len());
         set_switch(env, "HF_HUB_OFFLINE", &mut hub.offline)?;
         hub.token = env("HF_TOKEN").map(Secret::new);
+        hub.credential = env("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("hf-token"));
         let home = hub_home(env);
         if hub.cache_dir.is_none() {
             hub.cache_dir = env("HF_HUB_CACHE").map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join("hub")));
@@ -283,6 +293,20 @@ impl NeuronConfig {
             Some((field, _)) => Err(invalid(field, "must be at least 1".to_owned())),
             None => Ok(self),
         }
+    }
+
+    /// The keys of `newer` that differ and that only a restart makes count.
+    pub fn needs_restart_for(&self, newer: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("listen", self.listen != newer.listen),
+            ("drain_s_max", self.drain_s_max != newer.drain_s_max),
+            ("cpu", self.cpu != newer.cpu),
+            ("limits", self.limits != newer.limits),
+            ("hub", self.hub != newer.hub),
+            ("images", self.images != newer.images),
+            ("vision", self.vision != newer.vision),
+        ];
+        differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 
     /// The `[[models]]` entry of `id`.

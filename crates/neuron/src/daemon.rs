@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use cortex_core::{Harness, HarnessError, ModelId, ModelReport, ModelSpec};
+use cortex_core::Harness;
 use neuron_api::ApiLimits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,9 +24,7 @@ use crate::candle::CandleBackend;
 use crate::config::NeuronConfig;
 use crate::harness::CandleHarness;
 use crate::metrics;
-
-/// How one preload ended.
-pub type Preloaded = (ModelId, Result<ModelReport, HarnessError>);
+use crate::preload::{Declared, Preloaded, Preloader};
 
 /// Starts nodes.
 pub struct Daemon;
@@ -40,7 +38,9 @@ pub struct RunningDaemon {
     drain_max: Duration,
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
-    preloads: watch::Receiver<Option<Vec<Preloaded>>>,
+    preloader: Preloader,
+    /// As it was at the last start or reload.
+    config: NeuronConfig,
 }
 
 impl Daemon {
@@ -59,17 +59,33 @@ impl Daemon {
         let addr = listener.local_addr()?;
         let stop = CancellationToken::new();
         let server = tokio::spawn(serve(listener, app(harness.clone()), stop.clone()));
-        let preloads = preload(harness.clone(), &config);
+        let preloader = Preloader::start(harness.clone(), Declared::of(&config));
         tracing::info!(%addr, "listening");
-        Ok(RunningDaemon { addr, harness, drain_max: Duration::from_secs(config.drain_s_max), stop, server, preloads })
+        Ok(RunningDaemon { addr, harness, drain_max: Duration::from_secs(config.drain_s_max), stop, server, preloader, config })
     }
 }
 
 impl RunningDaemon {
     /// Waits until every model of `preload` is loaded or has failed; in the order of the configuration.
     pub async fn preloaded(&self) -> Vec<Preloaded> {
-        let mut preloads = self.preloads.clone();
+        let mut preloads = self.preloads();
         preloads.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone()).unwrap_or_default()
+    }
+
+    /// How the preloads of the configuration ended, and those of each reload.
+    pub fn preloads(&self) -> watch::Receiver<Option<Vec<Preloaded>>> {
+        self.preloader.ended()
+    }
+
+    /// Makes `config` the one that counts, as far as a running node can: models and what is preloaded of them. What was in memory
+    /// and is still wanted stays there. Answers which keys wait for a restart.
+    pub fn reload(&mut self, config: NeuronConfig) -> Vec<&'static str> {
+        let waiting = self.config.needs_restart_for(&config);
+        self.harness.configure(&config.models);
+        self.preloader.declare(Declared::of(&config));
+        self.config.models = config.models;
+        self.config.preload = config.preload;
+        waiting
     }
 
     /// Refuses what is new, lets running generations end for at most `drain_s_max`, then unloads everything. Answers when the
@@ -111,18 +127,4 @@ async fn scrape(State(harness): State<Arc<CandleHarness>>) -> Response {
 
 async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) -> std::io::Result<()> {
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
-}
-
-/// One after the other: the order is the operator's, and the first is wanted first.
-fn preload(harness: Arc<CandleHarness>, config: &NeuronConfig) -> watch::Receiver<Option<Vec<Preloaded>>> {
-    let specs: Vec<ModelSpec> = config.preload.iter().map(|id| ModelSpec::new(id.clone())).collect();
-    let (sender, receiver) = watch::channel(None);
-    tokio::spawn(async move {
-        let mut ended = Vec::with_capacity(specs.len());
-        for spec in specs {
-            ended.push((spec.model_id.clone(), harness.load(spec).await));
-        }
-        sender.send_replace(Some(ended));
-    });
-    receiver
 }

@@ -61,6 +61,14 @@ impl CandleHarness {
         Ok(Self { node: Arc::new(node) })
     }
 
+    /// From now on `models` are what this node may serve. Nothing is loaded or unloaded by that.
+    pub fn configure(&self, models: &[ModelSpec]) {
+        let node = &self.node;
+        let describe = |spec: &ModelSpec| node.backend.describe(&folder_here(spec, &node.downloader)?);
+        let described = models.iter().map(|spec| (spec.clone(), describe(spec))).collect();
+        node.registry().configure(described);
+    }
+
     /// From now on the node is not ready: running generations go on, and everything new is refused.
     pub fn begin_drain(&self) {
         self.node.registry().drain();

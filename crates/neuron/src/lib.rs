@@ -14,6 +14,8 @@ pub mod health;
 pub mod images;
 pub mod logging;
 pub mod metrics;
+pub mod preload;
+pub mod pulse;
 mod registry;
 pub mod source;
 

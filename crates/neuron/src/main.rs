@@ -2,19 +2,25 @@
 
 use std::fmt::Display;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
+use cortex_core::Harness;
 use neuron::config::{Cli, LogSettings, process_env};
-use neuron::{Daemon, NeuronConfig, logging};
+use neuron::preload::Preloaded;
+use neuron::pulse::Pulse;
+use neuron::{Daemon, NeuronConfig, RunningDaemon, logging};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What the shell is told when the configuration is at fault, as clap does for the command line.
 const BAD_CONFIG: u8 = 2;
+/// How long the API may take to answer its first question.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = match cli.resolve(&process_env) {
+    let config = match configuration(&cli) {
         Ok(config) => config,
         Err(error) => return fail(&error, BAD_CONFIG),
     };
@@ -22,7 +28,7 @@ fn main() -> ExitCode {
         println!("{config:#?}");
         return ExitCode::SUCCESS;
     }
-    match start(config) {
+    match start(&cli, config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format_args!("{error:#}"), 1),
     }
@@ -33,35 +39,131 @@ fn fail(error: &dyn Display, code: u8) -> ExitCode {
     code.into()
 }
 
-fn start(mut config: NeuronConfig) -> anyhow::Result<()> {
+fn configuration(cli: &Cli) -> Result<NeuronConfig, neuron::config::ConfigError> {
+    let mut config = cli.resolve(&process_env)?;
     config.hub.progress_bar = true;
-    logging::init(&LogSettings::from_env(&process_env))?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(config))
+    Ok(config)
 }
 
-async fn run(config: NeuronConfig) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+fn start(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
+    logging::init(&LogSettings::from_env(&process_env))?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(cli, config))
+}
+
+async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
     let mut daemon = Daemon::start(config).await?;
-    if let Some(note) = &cortex_core::Harness::discovery(daemon.harness.as_ref()).gpu_note {
+    if let Some(note) = &daemon.harness.discovery().gpu_note {
         tracing::info!("{note}");
     }
-    tell(&[NotifyState::Ready]);
-    tokio::select! {
-        error = daemon.failed() => return Err(error),
-        () = either(&mut terminate, &mut interrupt) => {}
+    if let Err(reason) = Pulse::new(daemon.addr, FIRST_ANSWER_MAX).beat().await {
+        anyhow::bail!("the API on {} does not answer: {reason}", daemon.addr);
     }
+    tell(&[NotifyState::Ready, NotifyState::Status(&format!("listens on {}", daemon.addr))]);
+    serve(cli, &mut daemon, &mut signals).await?;
     tell(&[NotifyState::Stopping]);
     tracing::info!("draining; a second signal stops at once");
-    tokio::select! {
-        () = daemon.shutdown() => Ok(()),
-        () = either(&mut terminate, &mut interrupt) => anyhow::bail!("stopped before the drain was over"),
+    let drained = daemon.shutdown();
+    tokio::pin!(drained);
+    loop {
+        tokio::select! {
+            () = &mut drained => return Ok(()),
+            told = signals.next() => if told == Told::Stop {
+                anyhow::bail!("stopped before the drain was over");
+            },
+        }
     }
 }
 
-async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Until told to stop.
+async fn serve(cli: &Cli, daemon: &mut RunningDaemon, signals: &mut Signals) -> anyhow::Result<()> {
+    let mut pulse = sd_notify::watchdog_enabled().map(|limit| Pulse::new(daemon.addr, limit));
+    let mut preloads = daemon.preloads();
+    loop {
+        tokio::select! {
+            error = daemon.failed() => return Err(error),
+            told = signals.next() => match told {
+                Told::Stop => return Ok(()),
+                Told::Reload => reload(cli, daemon),
+            },
+            beat = beat(pulse.as_mut()) => match beat {
+                Ok(()) => tell(&[NotifyState::Watchdog]),
+                Err(reason) => tracing::error!("the API does not answer, and the watchdog is not fed: {reason}"),
+            },
+            Ok(()) = preloads.changed() => {
+                let status = preloads.borrow_and_update().as_deref().map(summary).unwrap_or_default();
+                tell(&[NotifyState::Status(&status)]);
+            }
+        }
+    }
+}
+
+/// The file again, with what it points to; a file that cannot be used changes nothing.
+fn reload(cli: &Cli, daemon: &mut RunningDaemon) {
+    let now = NotifyState::monotonic_usec_now().unwrap_or(NotifyState::MonotonicUsec(0));
+    tell(&[NotifyState::Reloading, now]);
+    let status = match configuration(cli) {
+        Ok(config) => {
+            let waiting = daemon.reload(config);
+            if !waiting.is_empty() {
+                tracing::warn!("reloaded; what changed in {} counts after a restart", waiting.join(", "));
+            }
+            tracing::info!("reloaded");
+            "reloaded".to_owned()
+        }
+        Err(error) => {
+            tracing::error!("not reloaded, everything stays as it was: {error}");
+            format!("not reloaded: {error}")
+        }
+    };
+    tell(&[NotifyState::Ready, NotifyState::Status(status.lines().next().unwrap_or_default())]);
+}
+
+/// How preloads ended, in one line.
+fn summary(ended: &[Preloaded]) -> String {
+    let failed: Vec<&str> = ended.iter().filter(|(_, result)| result.is_err()).map(|(id, _)| id.as_str()).collect();
+    let loaded = ended.len() - failed.len();
+    match failed.as_slice() {
+        [] => format!("{loaded} preloaded"),
+        failed => format!("{loaded} preloaded, failed: {}", failed.join(", ")),
+    }
+}
+
+/// Never, where nobody watches.
+async fn beat(pulse: Option<&mut Pulse>) -> Result<(), String> {
+    match pulse {
+        Some(pulse) => pulse.beat().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a signal means here.
+#[derive(PartialEq, Eq)]
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// What a service manager or a terminal sends.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From here on none of them ends the process by itself.
+    fn listen() -> std::io::Result<Self> {
+        let [terminate, interrupt, hangup] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt?, hangup: hangup? })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+            _ = self.hangup.recv() => Told::Reload,
+        }
     }
 }
 

@@ -65,6 +65,21 @@ impl Registry {
         Self { entries: configured.iter().map(entry).collect(), draining: false }
     }
 
+    /// Takes the models of a reloaded configuration, each with what is known of it before it is loaded. What is in memory stays
+    /// there: whoever reloads unloads what must not.
+    pub(crate) fn configure(&mut self, models: Vec<(ModelSpec, Option<Described>)>) {
+        for entry in &mut self.entries {
+            entry.withdrawn |= entry.configured.take().is_some();
+        }
+        for (spec, described) in models {
+            let entry = self.entry_or_new(&spec.model_id);
+            entry.described = described.or_else(|| entry.described.take());
+            entry.configured = Some(spec);
+            entry.withdrawn = false;
+        }
+        self.entries.retain(|entry| !(entry.withdrawn && entry.is_forgettable()));
+    }
+
     pub(crate) fn reports(&self) -> Vec<ModelReport> {
         self.entries.iter().map(Entry::report).collect()
     }
@@ -185,6 +200,7 @@ impl Registry {
         if let Some(entry) = self.entry_mut(id) {
             entry.state = State::Available;
         }
+        self.entries.retain(|entry| !(entry.withdrawn && entry.is_forgettable()));
     }
 
     fn entry(&self, id: &ModelId) -> Option<&Entry> {

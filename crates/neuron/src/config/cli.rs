@@ -22,6 +22,9 @@ pub struct Cli {
     /// A model to load at start: a hub id, a folder, or ID=SOURCE. May be given several times.
     #[arg(long = "model", value_name = "MODEL")]
     pub models: Vec<ModelArg>,
+    /// A rendered placement; wins over the file's.
+    #[arg(long, value_name = "PATH")]
+    pub placement: Option<PathBuf>,
     /// Check the configuration, print what it comes to, and stop.
     #[arg(long)]
     pub check: bool,
@@ -61,12 +64,15 @@ impl Cli {
             None => String::new(),
         };
         let file = self.config.as_deref().unwrap_or(Path::new("defaults"));
-        self.lay_over(NeuronConfig::parse(&text, file, env)?).checked()
+        self.lay_over(NeuronConfig::parse(&text, file, env)?).with_placement()?.checked()
     }
 
     fn lay_over(&self, mut config: NeuronConfig) -> NeuronConfig {
         if let Some(listen) = self.listen {
             config.listen = listen;
+        }
+        if let Some(file) = &self.placement {
+            config.placement.file = Some(file.clone());
         }
         for model in &self.models {
             match config.models.iter_mut().find(|entry| entry.model_id == model.id) {

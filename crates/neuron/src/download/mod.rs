@@ -56,7 +56,8 @@ impl Downloader {
 
     /// As [`Downloader::new`], with another patience.
     pub fn with_retry(config: &HubConfig, retry: Retry) -> Result<Self, DownloadError> {
-        let token = config.token.clone().or_else(|| token_in(config.token_file.as_deref()?));
+        let files = [&config.credential, &config.token_file].into_iter().flatten();
+        let token = config.token.clone().or_else(|| files.filter_map(|file| token_in(file)).next());
         Ok(Self {
             hub: HubClient::new(&config.endpoint, token, retry)?,
             cache: Cache::new(config.cache_dir.clone().unwrap_or_else(|| "huggingface/hub".into())),

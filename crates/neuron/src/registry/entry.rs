@@ -13,6 +13,8 @@ pub(super) struct Entry {
     pub(super) id: ModelId,
     /// The configuration's entry, if it has one.
     pub(super) configured: Option<ModelSpec>,
+    /// It had one, and the newest does not: forgotten once it is out of memory.
+    pub(super) withdrawn: bool,
     pub(super) generation: u64,
     pub(super) described: Option<Described>,
     /// Of the last load.
@@ -44,7 +46,7 @@ pub(super) enum State {
 
 impl Entry {
     pub(super) fn new(id: ModelId, configured: Option<ModelSpec>) -> Self {
-        Self { id, configured, generation: 0, described: None, info: None, load_s: None, state: State::Available }
+        Self { id, configured, withdrawn: false, generation: 0, described: None, info: None, load_s: None, state: State::Available }
     }
 
     /// Refuses what is older than what was seen.
@@ -61,6 +63,7 @@ impl Entry {
         let spec = resolve(asked, self.configured.as_ref());
         let (sender, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
+        self.withdrawn = false;
         self.state = State::Loading { spec: spec.clone(), percent: 0, outcome: outcome.clone(), cancel: cancel.clone() };
         (LoadJob { spec, outcome: sender, cancel }, outcome)
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use cortex_core::{HarnessError, ModelSpec, UnloadRequest};
 use neuron::config::HubConfig;
+use neuron::pulse::Pulse;
 use neuron::{Daemon, NeuronConfig, RunningDaemon};
 use neuron_api::{Client, ClientTimeouts};
 use serde_json::json;
@@ -17,7 +18,9 @@ struct Scene {
     daemon: RunningDaemon,
     client: Client,
     engine: Arc<Scripted>,
-    _folder: TempDir,
+    /// Where the models are.
+    folder: TempDir,
+    config: NeuronConfig,
 }
 
 /// A daemon that preloads `preload`; its models are `a` and `b`.
@@ -32,9 +35,9 @@ async fn scene(engine: Arc<Scripted>, preload: &[&str], drain_s_max: u64) -> Sce
         hub: HubConfig { offline: true, ..HubConfig::default() },
         ..NeuronConfig::default()
     };
-    let daemon = Daemon::start_with(config, engine.clone()).await.expect("what the test wrote");
+    let daemon = Daemon::start_with(config.clone(), engine.clone()).await.expect("what the test wrote");
     let client = Client::new(&format!("http://{}", daemon.addr), ClientTimeouts::default());
-    Scene { daemon, client, engine, _folder: folder }
+    Scene { daemon, client, engine, folder, config }
 }
 
 fn hello(stream: bool) -> serde_json::Value {
@@ -140,4 +143,80 @@ async fn an_address_in_use_is_named() {
     let config = NeuronConfig { listen: taken.local_addr().unwrap(), ..NeuronConfig::default() };
     let Err(error) = Daemon::start_with(config, Scripted::new()).await else { panic!("it listens twice") };
     assert!(format!("{error:#}").contains(&taken.local_addr().unwrap().to_string()), "{error:#}");
+}
+
+/// The ids that were loaded, in the order of their loads.
+fn loads(scene: &Scene) -> Vec<String> {
+    scene.engine.loads.lock().expect("no holder panics").iter().map(|(spec, _)| spec.model_id.to_string()).collect()
+}
+
+#[tokio::test]
+async fn a_reload_changes_only_what_differs_and_leaves_answers_alone() {
+    let mut scene = scene(Scripted::with_gates(OPEN, OPEN, 0), &["a"], 600).await;
+    scene.daemon.preloaded().await;
+    let mut chunks = scene.client.chat(&hello(true)).await.unwrap();
+    assert!(chunks.next_chunk().await.unwrap().is_ok());
+
+    let source = scene.folder.path().to_str().map(str::to_owned);
+    let model = |id: &str| ModelSpec { source: source.clone(), ..ModelSpec::new(id) };
+    let declared = |models: &[ModelSpec]| NeuronConfig {
+        models: models.into(),
+        preload: models.iter().map(|model| model.model_id.clone()).collect(),
+        ..scene.config.clone()
+    };
+    let steps = [
+        (declared(&[model("a"), model("c"), model("b")]), vec!["a", "c", "b"], 0),
+        (declared(&[model("a"), ModelSpec { context: Some(8), ..model("b") }]), vec!["a", "c", "b", "b"], 2),
+        (declared(&[model("a"), ModelSpec { context: Some(8), ..model("b") }]), vec!["a", "c", "b", "b"], 2),
+        (NeuronConfig { drain_s_max: 1, ..declared(&[model("a")]) }, vec!["a", "c", "b", "b"], 3),
+    ];
+    for (config, loaded, unloads) in steps {
+        let mut preloads = scene.daemon.preloads();
+        preloads.mark_unchanged();
+        let waiting = scene.daemon.reload(config.clone());
+        preloads.changed().await.unwrap();
+        assert_eq!(waiting, if config.drain_s_max == 1 { vec!["drain_s_max"] } else { vec![] });
+        assert_eq!(loads(&scene), loaded);
+        assert_eq!(scene.engine.unloads.load(SeqCst), unloads);
+    }
+    scene.engine.answer_gate.add_permits(1);
+    while let Some(chunk) = chunks.next_chunk().await {
+        chunk.unwrap();
+    }
+    drop(chunks);
+    let known: Vec<_> = scene.client.models().await.unwrap().into_iter().map(|model| model.id.to_string()).collect();
+    assert_eq!(known, ["a"]);
+    scene.daemon.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_reload_breaks_off_a_load_that_nobody_wants_any_more() {
+    let mut scene = scene(Scripted::with_gates(0, OPEN, OPEN), &["a"], 5).await;
+    while scene.engine.load_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut preloads = scene.daemon.preloads();
+    let source = scene.folder.path().to_str().map(str::to_owned);
+    let b = ModelSpec { source, ..ModelSpec::new("b") };
+    scene.daemon.reload(NeuronConfig { models: vec![b], preload: vec!["b".into()], ..scene.config.clone() });
+    scene.engine.load_gate.add_permits(2);
+    let ended = preloads.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!(ended.len(), 1);
+    assert!(ended[0].0.as_str() == "b" && ended[0].1.is_ok(), "{ended:?}");
+    let loaded: Vec<_> = scene.client.models().await.unwrap().into_iter().filter(cortex_core::ModelReport::is_loaded).collect();
+    assert_eq!(loaded.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(), ["b"]);
+    scene.daemon.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_has_no_pulse() {
+    let limit = std::time::Duration::from_millis(300);
+    let scene = scene(Scripted::new(), &[], 5).await;
+    let patient = std::time::Duration::from_secs(60);
+    assert_eq!(Pulse::new(scene.daemon.addr, patient).beat().await, Ok(()));
+    // Connected by the kernel, and answered by nobody.
+    let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let error = Pulse::new(deaf.local_addr().unwrap(), limit).beat().await.unwrap_err();
+    assert!(error.contains("no answer within 100 ms") || error.contains("cannot be reached"), "{error}");
+    scene.daemon.shutdown().await;
 }

@@ -8,4 +8,6 @@ mod engine;
 mod harness;
 mod hub;
 mod images;
+mod placement;
 mod scripted;
+mod service;
