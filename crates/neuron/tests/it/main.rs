@@ -8,6 +8,7 @@ mod engine;
 mod harness;
 mod hub;
 mod images;
+mod packaging;
 mod placement;
 mod scripted;
 mod service;
