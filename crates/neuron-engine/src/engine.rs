@@ -222,10 +222,12 @@ impl Engine {
     }
 
     fn commit(&mut self, step: &Step, output: StepOutput) {
-        let mut sampled: SequenceMap<Sampled> = output.sampled.into_iter().collect();
+        // Both are in the order of the batch.
+        let mut sampled = output.sampled.into_iter().peekable();
         for chunk in &step.chunks {
+            let drawn = sampled.next_if(|(id, _)| *id == chunk.id).map(|(_, sampled)| sampled);
             // For what ended while the step was under way, nobody waits.
-            let token = sampled.remove(&chunk.id).filter(|_| self.live.contains_key(&chunk.id));
+            let token = drawn.filter(|_| self.live.contains_key(&chunk.id));
             self.scheduler.commit(chunk.id, chunk.len, token.as_ref().map(|sampled| sampled.token));
             self.stats.computed(chunk.len, token.is_some());
             if let Some(token) = token {

@@ -21,6 +21,14 @@ pub enum LoadError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write `{}`: {source}; check the room on the disk and that this user may write there", file.display())]
+    Unwritable {
+        /// The file.
+        file: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The file's contents are not what its format asks for.
     #[error("`{}` is malformed: {what}; download the file again, or report it to the model's author", file.display())]
     Malformed {

@@ -21,6 +21,7 @@ pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod split_mix;
 pub mod stats;
 pub mod text;
 pub mod weights;

@@ -15,10 +15,11 @@ use crate::device::RankGroup;
 use crate::device::command::ModelKey;
 use crate::engine::{EngineCommand, Submission};
 use crate::frontend::{Frontend, PreparedPrompt};
-use crate::generation::{channel, event_stream};
+use crate::generation::{TokenEvent, channel, event_stream};
 use crate::image::EncodedImage;
 use crate::sequence::{Sequence, SequenceId};
 use crate::stats::EngineStats;
+use crate::text::parser::AnswerParser;
 
 /// What is known of a loaded model.
 #[derive(Clone, Debug)]
@@ -69,6 +70,13 @@ pub(crate) struct EngineDoor {
     pub(crate) places: Arc<Semaphore>,
 }
 
+/// A request that the engine has taken.
+struct Admitted {
+    tokens: mpsc::Receiver<TokenEvent>,
+    prompt_len: usize,
+    parser: AnswerParser,
+}
+
 /// Tokens that one call of an encoder may take.
 const ENCODE_TOKENS_MAX: usize = 8192;
 
@@ -94,6 +102,16 @@ impl LoadedModel {
 
     /// Admits a request and answers with its events. `images` are the encoded pictures in the order in which the messages show them.
     pub async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
+        let Admitted { tokens, prompt_len, parser } = self.admit(&request, images).await?;
+        Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop, parser))
+    }
+
+    /// Admits a request and answers with its bare tokens as they are drawn: no text, and so no stop texts. For measurements.
+    pub async fn tokens(&self, request: &GenerateRequest) -> Result<mpsc::Receiver<TokenEvent>, HarnessError> {
+        Ok(self.admit(request, vec![]).await?.tokens)
+    }
+
+    async fn admit(&self, request: &GenerateRequest, images: Vec<EncodedImage>) -> Result<Admitted, HarnessError> {
         let door = self.door()?;
         let prompt = self.prepare(request.prompt.clone(), images).await?;
         let context = self.inner.info.context;
@@ -102,12 +120,12 @@ impl LoadedModel {
             return Err(HarnessError::ContextLength { prompt_tokens: prompt_len, context });
         }
         let answer_max = request.max_tokens.map_or(context - prompt_len, |asked| (asked as usize).clamp(1, context - prompt_len));
-        let sequence = self.sequence(&request, &prompt, prompt_len + answer_max)?;
+        let sequence = self.sequence(request, &prompt, prompt_len + answer_max)?;
         let place = self.place(door, prompt_len)?;
         let (events, tokens) = channel(answer_max);
         let submission = Submission { sequence, images: prompt.images, events, place };
         match door.commands.try_send(EngineCommand::Submit(Box::new(submission))) {
-            Ok(()) => Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop, prompt.parser)),
+            Ok(()) => Ok(Admitted { tokens, prompt_len, parser: prompt.parser }),
             Err(TrySendError::Full(_)) => Err(self.overloaded("the queue of this model is full", prompt_len)),
             Err(TrySendError::Closed(_)) => Err(HarnessError::ShuttingDown),
         }

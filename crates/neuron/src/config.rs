@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use cortex_core::{ModelId, ModelSpec};
 use serde::Deserialize;
 
-pub use cli::{Cli, ModelArg};
+pub use cli::{Cli, Command, ModelArg};
 pub use network::Network;
 pub(crate) use network::is_public;
 pub use placement::PlacementConfig;

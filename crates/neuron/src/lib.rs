@@ -3,6 +3,7 @@
 //! [`Daemon::start`] is everything that the `neuron` binary does, for use in another process.
 
 pub mod backend;
+pub mod bench;
 pub mod candle;
 pub mod config;
 pub mod daemon;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use cortex_core::Harness;
-use neuron::config::{Cli, LogSettings, process_env};
+use neuron::bench::{self, BenchArgs};
+use neuron::config::{Cli, Command, LogSettings, process_env};
 use neuron::preload::Preloaded;
 use neuron::pulse::Pulse;
 use neuron::{Daemon, NeuronConfig, RunningDaemon, logging};
@@ -20,6 +21,9 @@ const FIRST_ANSWER_MAX: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Bench(args)) = &cli.command {
+        return measure(args);
+    }
     let config = match configuration(&cli) {
         Ok(config) => config,
         Err(error) => return fail(&error, BAD_CONFIG),
@@ -32,6 +36,28 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format_args!("{error:#}"), 1),
     }
+}
+
+/// The figures go to standard output, what happens meanwhile to the log.
+fn measure(args: &BenchArgs) -> ExitCode {
+    if let Err(error) = args.check() {
+        return fail(&error, BAD_CONFIG);
+    }
+    match print_figures(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format_args!("{error:#}"), 1),
+    }
+}
+
+fn print_figures(args: &BenchArgs) -> anyhow::Result<()> {
+    logging::init(&LogSettings::from_env(&process_env))?;
+    let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(args))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
 }
 
 fn fail(error: &dyn Display, code: u8) -> ExitCode {

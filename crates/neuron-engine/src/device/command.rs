@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use crate::batch::Batch;
 use crate::cache::kv_cache::CacheSpec;
 use crate::device::collective::{Collective, Shard};
+use crate::device::limits::DeviceLimits;
 use crate::error::{DeviceError, LoadError};
 use crate::image::PreparedImage;
 use crate::models::config::ModelConfig;
@@ -30,6 +31,8 @@ pub enum Command {
     Execute(ModelKey, Arc<StepInput>, StepReply),
     /// Turns token sequences into vectors with an encoder.
     Encode(ModelKey, Vec<Vec<u32>>, Reply<Result<Vec<Vec<f32>>, DeviceError>>),
+    /// Measures what the device can do at best. Steps of models wait meanwhile.
+    Limits(Reply<Result<DeviceLimits, DeviceError>>),
     /// Frees a model; answered when its memory is back.
     Unload(ModelKey, Reply<()>),
     /// Ends the thread after the commands before it.

@@ -2,6 +2,7 @@
 
 pub mod collective;
 pub mod command;
+pub mod limits;
 pub mod memory;
 pub mod thread;
 

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use crate::device::command::{Command, ModelKey, Reply, ShardLoad, ShardReport, StepInput, StepOutcome, StepReply};
+use crate::device::limits::{self, DeviceLimits};
 use crate::error::{DeviceError, LoadError};
 use crate::runner::ModelRunner;
 
@@ -58,6 +59,11 @@ impl DeviceHandle {
         self.ask(|reply| Command::Encode(key, inputs, reply)).await.ok_or(DeviceError::Gone)?
     }
 
+    /// Measures what the device can do at best; best asked of an idle device.
+    pub async fn limits(&self) -> Result<DeviceLimits, DeviceError> {
+        self.ask(Command::Limits).await.ok_or(DeviceError::Gone)?
+    }
+
     /// Frees a model and returns when its memory is back.
     pub async fn unload(&self, key: ModelKey) {
         self.ask(|reply| Command::Unload(key, reply)).await;
@@ -92,6 +98,7 @@ impl DeviceThread {
                 Command::Reserve(key, blocks, reply) => answer(reply, self.with(key, |model| model.reserve(blocks))),
                 Command::Execute(key, step, reply) => self.execute(key, &step, &reply),
                 Command::Encode(key, inputs, reply) => answer(reply, self.with(key, |model| model.encode(&inputs))),
+                Command::Limits(reply) => answer(reply, self.limits()),
                 Command::Unload(key, reply) => {
                     self.models.remove(&key);
                     answer(reply, ());
@@ -108,6 +115,11 @@ impl DeviceThread {
         let report = runner.report();
         self.models.insert(key, runner);
         Ok(report)
+    }
+
+    fn limits(&self) -> Result<DeviceLimits, DeviceError> {
+        let measured = guard(|| limits::measure(&self.device)).map_err(DeviceError::Panicked)?;
+        measured.map_err(|error| DeviceError::Step(error.to_string()))
     }
 
     /// Lets a runner start a step. It answers for itself, now or when its device is done; a failure to start is answered here.

@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
 
+use super::file::WeightsFile;
+use super::random::{self, RandomFile};
 use super::safetensors::SafetensorsFile;
 use super::{Checkpoint, Place};
 use crate::error::LoadError;
@@ -28,21 +30,30 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint, LoadError> {
     if index.exists() {
         return open_sharded(folder, index);
     }
+    let made_up = folder.join(random::FILE);
+    if made_up.exists() {
+        return Ok(lone(made_up, WeightsFile::Random(RandomFile::open(folder)?)));
+    }
     let hint = format!("a model folder needs it, or a {INDEX} with the files it names; download the model again");
     Err(LoadError::Missing { file: single, hint })
 }
 
 fn open_single(source: PathBuf) -> Result<Checkpoint, LoadError> {
-    let file = SafetensorsFile::open(&source)?;
+    let file = WeightsFile::Stored(SafetensorsFile::open(&source)?);
+    Ok(lone(source, file))
+}
+
+/// A checkpoint of one file.
+fn lone(source: PathBuf, file: WeightsFile) -> Checkpoint {
     let places = file.names().into_iter().map(|name| (name, Place { file: 0, used: AtomicBool::new(false) })).collect();
-    Ok(Checkpoint { source, files: vec![file], places, loaded_bytes: 0.into() })
+    Checkpoint { source, files: vec![file], places, loaded_bytes: 0.into() }
 }
 
 fn open_sharded(folder: &Path, source: PathBuf) -> Result<Checkpoint, LoadError> {
     let text = std::fs::read(&source).map_err(|error| LoadError::Unreadable { file: source.clone(), source: error })?;
     let malformed = |what| LoadError::Malformed { file: source.clone(), what };
     let index: Index = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
-    let mut files: Vec<SafetensorsFile> = Vec::new();
+    let mut files: Vec<WeightsFile> = Vec::new();
     let mut opened = BTreeMap::new();
     let mut places = BTreeMap::new();
     for (name, file_name) in index.weight_map {
@@ -62,7 +73,7 @@ fn open_sharded(folder: &Path, source: PathBuf) -> Result<Checkpoint, LoadError>
     Ok(Checkpoint { source, files, places, loaded_bytes: 0.into() })
 }
 
-fn open_shard(folder: &Path, file_name: &str, index: &Path) -> Result<SafetensorsFile, LoadError> {
+fn open_shard(folder: &Path, file_name: &str, index: &Path) -> Result<WeightsFile, LoadError> {
     // A name with a folder in it could reach outside the checkpoint.
     if Path::new(file_name).file_name() != Some(file_name.as_ref()) {
         return Err(LoadError::Malformed { file: index.to_owned(), what: format!("`{file_name}` is not a plain file name") });
@@ -71,5 +82,5 @@ fn open_shard(folder: &Path, file_name: &str, index: &Path) -> Result<Safetensor
     if !file.exists() {
         return Err(LoadError::Missing { file, hint: format!("{INDEX} names it; download the model again") });
     }
-    SafetensorsFile::open(&file)
+    SafetensorsFile::open(&file).map(WeightsFile::Stored)
 }

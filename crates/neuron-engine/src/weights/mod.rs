@@ -1,7 +1,9 @@
 //! The weights of a checkpoint folder: headers first, then just the slices that this rank needs, straight from their place in the file.
 
+mod file;
 mod index;
 mod part;
+pub mod random;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -14,8 +16,9 @@ use ::safetensors::tensor::TensorInfo;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use self::file::WeightsFile;
 pub use self::part::Part;
-use self::safetensors::{Element, SafetensorsFile, Stored};
+use self::safetensors::{Element, Stored};
 use crate::error::LoadError;
 
 /// A checkpoint's tensors under one name prefix. Cloning is cheap; the files stay open until the last clone is gone.
@@ -49,7 +52,7 @@ pub struct Totals {
 struct Checkpoint {
     /// The file that says which tensors exist: the index, or the only weights file.
     source: PathBuf,
-    files: Vec<SafetensorsFile>,
+    files: Vec<WeightsFile>,
     places: BTreeMap<String, Place>,
     loaded_bytes: AtomicU64,
 }
@@ -66,7 +69,8 @@ impl Precision {
 }
 
 impl Weights {
-    /// Opens `model.safetensors` or the files named by `model.safetensors.index.json`; reads headers only.
+    /// Opens `model.safetensors` or the files named by `model.safetensors.index.json`; reads headers only. Without either,
+    /// `model.random.json` stands for weights that are made up (see [`random`]).
     pub fn open(folder: &Path, device: &Device, precision: Precision) -> Result<Self, LoadError> {
         let checkpoint = Arc::new(index::open(folder)?);
         Ok(Self { checkpoint, prefix: String::new(), device: device.clone(), precision })
@@ -177,7 +181,7 @@ impl Weights {
 /// A tensor whose shape and type have been checked.
 struct Found<'a> {
     place: &'a Place,
-    file: &'a SafetensorsFile,
+    file: &'a WeightsFile,
     info: &'a TensorInfo,
     stored: Stored,
 }

@@ -4,15 +4,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use cortex_core::{ModelId, ModelSpec};
 
 use super::{ConfigError, Env, NeuronConfig};
+use crate::bench::BenchArgs;
 
 /// The node daemon: serves models of this host over HTTP.
 #[derive(Clone, Debug, Default, Parser)]
-#[command(name = "neuron", version, about)]
+#[command(name = "neuron", version, about, args_conflicts_with_subcommands = true)]
 pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Configuration file (TOML).
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
@@ -28,6 +32,13 @@ pub struct Cli {
     /// Check the configuration, print what it comes to, and stop.
     #[arg(long)]
     pub check: bool,
+}
+
+/// What `neuron` can do besides serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Measure how fast a model runs on this host.
+    Bench(Box<BenchArgs>),
 }
 
 /// One `--model`: `Qwen/Qwen3-0.6B`, `./models/cortex-demo`, or `chat=/models/qwen3`.

@@ -1,5 +1,6 @@
 //! All tests of this crate, one module per behaviour.
 
+mod bench;
 mod binary;
 mod config;
 mod daemon;
