@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cortex_core::SamplingParams;
 use neuron_kernels::{BlockTable, PagedBatch};
 
+use crate::sampler::SampleRow;
 use crate::scheduler::{Chunk, Scheduler, Step};
 use crate::sequence::{ImageSpan, Sequence, SequenceId, SequenceMap};
 
@@ -136,14 +137,20 @@ impl Batch {
         parts
     }
 
+    /// The slot of each new token, `[T]`.
+    pub fn slots(&self) -> impl Iterator<Item = u32> {
+        self.sequences.iter().flat_map(|sequence| sequence.slots(self.block_size))
+    }
+
     /// Where keys and values go, and what each sequence may look at.
     pub fn paged(&self) -> PagedBatch {
         PagedBatch {
             query_lens: self.sequences.iter().map(|sequence| sequence.tokens.len()).collect(),
             context_lens: self.sequences.iter().map(|sequence| sequence.context_len).collect(),
             block_tables: self.sequences.iter().map(|sequence| sequence.blocks.clone()).collect(),
-            slots: self.sequences.iter().flat_map(|sequence| sequence.slots(self.block_size)).collect(),
+            slots: self.slots().collect(),
             block_size: self.block_size,
+            tables: None,
         }
     }
 }
@@ -193,6 +200,12 @@ impl ImagePart {
 }
 
 impl Sample {
+    /// The same for the sampler.
+    pub fn row(&self) -> SampleRow<'_> {
+        let Self { params, position, prompt, answer, logprobs } = self;
+        SampleRow { params, position: *position, prompt, answer, logprobs: *logprobs, allowed: None }
+    }
+
     /// The draw of token `index` of `sequence`.
     fn new(sequence: &Sequence, index: usize) -> Self {
         let seen = |tokens: &[u32]| if sequence.sampling.has_penalties() { tokens.to_vec() } else { Vec::new() };

@@ -250,8 +250,11 @@ impl Engine {
         }
         if ended || full {
             let reason = if ended { FinishReason::Stop } else { FinishReason::Length };
-            emit(&live.events, TokenEvent::Finish { reason, ended_by_token: ended });
+            let events = live.events.clone();
             self.end(id);
+            // Whoever hears of the end finds figures that know of it.
+            self.stats.observe(&self.scheduler);
+            emit(&events, TokenEvent::Finish { reason, ended_by_token: ended });
         }
     }
 

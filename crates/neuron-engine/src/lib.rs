@@ -11,6 +11,7 @@ pub mod error;
 pub mod frontend;
 pub mod generation;
 pub mod generation_config;
+mod gpu_steps;
 pub mod image;
 pub mod kv_plan;
 pub mod layers;
@@ -23,6 +24,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod split_mix;
 pub mod stats;
+pub mod step_tensors;
 pub mod text;
 pub mod weights;
 

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::cache::block_manager::BlockManager;
 use crate::cache::kv_cache::BLOCK_SIZE;
 use crate::device::command::{ModelKey, ShardLoad, ShardReport};
-use crate::device::memory::host_memory;
+use crate::device::memory::Memory;
 use crate::device::{DeviceSet, Rank, RankGroup};
 use crate::engine::Engine;
 use crate::error::LoadError;
@@ -101,11 +101,13 @@ static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 /// Loads a model and answers when it serves.
 pub async fn load(devices: &DeviceSet, id: ModelId, folder: PathBuf, options: LoadOptions) -> Result<LoadedModel, LoadError> {
     let started = Instant::now();
-    let precision = precision(options.dtype.as_deref())?;
+    let dtype = held_as(options.dtype.as_deref())?;
     let ranks = devices.ranks(options.tensor_parallel, options.devices.as_deref())?;
-    let checkpoint = Checkpoint::open(folder, precision, options.switches).await?;
-    checkpoint.check_fits()?;
     let group = devices.group(&ranks);
+    let checkpoint = Checkpoint::open(folder, options.switches).await?;
+    let precision = checkpoint.precision(dtype, group.first().is_gpu());
+    let memory = group.first().memory().await.map_err(|error| LoadError::Device(error.to_string()))?;
+    checkpoint.check_fits(precision, memory, ranks.len())?;
     let key = ModelKey(NEXT_KEY.fetch_add(1, Relaxed));
     let loaded = load_on(ranks, &group, key, &checkpoint, precision, &options).await;
     if loaded.is_err() {
@@ -140,26 +142,37 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    async fn open(folder: PathBuf, precision: Precision, switches: Switches) -> Result<Self, LoadError> {
+    async fn open(folder: PathBuf, switches: Switches) -> Result<Self, LoadError> {
         let read = move || {
             let config = load_config(&folder)?;
             let frontend = Frontend::open(&folder, &config, switches.positions)?;
-            let totals = Weights::open(&folder, &candle_core::Device::Cpu, precision)?.totals();
+            let totals = Weights::open(&folder, &candle_core::Device::Cpu, Precision::CPU)?.totals();
             Ok(Self { folder, config: Arc::new(config), frontend, totals })
         };
         tokio::task::spawn_blocking(read).await.map_err(|error| LoadError::Device(format!("reading the checkpoint failed: {error}")))?
     }
 
-    /// Refuses before a byte of weights is read.
-    fn check_fits(&self) -> Result<(), LoadError> {
-        match host_memory() {
-            Some(memory) if self.totals.bytes > memory.free => {
-                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-                let (need, free) = (gib(self.totals.bytes), gib(memory.free));
-                Err(LoadError::Device(format!("the weights need {need:.1} GiB, but {free:.1} GiB are free; unload a model first")))
+    /// A processor holds matrices as asked or as stored and computes in f32; a GPU holds and computes everything in one type.
+    fn precision(&self, dtype: Option<DType>, on_gpu: bool) -> Precision {
+        match on_gpu {
+            false => Precision { matrices: dtype, ..Precision::CPU },
+            true => {
+                let dtype = dtype.or(self.totals.dtype).unwrap_or(DType::BF16);
+                Precision { matrices: Some(dtype), activations: dtype }
             }
-            _ => Ok(()),
         }
+    }
+
+    /// Refuses before a byte of weights is read.
+    fn check_fits(&self, precision: Precision, memory: Memory, ranks: usize) -> Result<(), LoadError> {
+        let whole = precision.matrices.map_or(self.totals.bytes, |dtype| self.totals.parameters * dtype.size_in_bytes() as u64);
+        let need = whole / ranks as u64;
+        if need <= memory.free {
+            return Ok(());
+        }
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let (need, free) = (gib(need), gib(memory.free));
+        Err(LoadError::Device(format!("the weights need {need:.1} GiB, but {free:.1} GiB are free; unload a model first")))
     }
 
     fn info(&self, id: ModelId, kv: Option<KvPlan>, reports: &[ShardReport], group: &RankGroup, started: Instant) -> ModelInfo {
@@ -214,7 +227,9 @@ async fn load_on(
     let loads = join_all(ranks.iter().map(|rank| rank.device.load(key, shard(rank)))).await;
     let reports = loads.into_iter().collect::<Result<Vec<_>, _>>()?;
     let Some(spec) = reports[0].cache else { return Ok(Loaded { kv: None, reports }) };
-    let free = host_memory().map_or(u64::MAX, |memory| memory.free) / reports.len() as u64;
+    let memory = group.first().memory().await.map_err(|error| LoadError::Device(error.to_string()))?;
+    // On a GPU every rank has its own; on a processor they share.
+    let free = if group.first().is_gpu() { memory.free } else { memory.free / reports.len() as u64 };
     let kv = KvPlan::new(spec.block_bytes() as u64, checkpoint.config.context_len_max, free, options)?;
     let reserved = join_all(group.devices().iter().map(|device| device.reserve(key, kv.blocks))).await;
     reserved.into_iter().collect::<Result<Vec<()>, _>>().map_err(|error| LoadError::Device(error.to_string()))?;
@@ -241,13 +256,13 @@ fn start_engine(
     Ok(EngineDoor { commands, places: Arc::new(Semaphore::new(QUEUE_FACTOR * kv.blocks)) })
 }
 
-fn precision(dtype: Option<&str>) -> Result<Precision, LoadError> {
-    let matrices = match dtype {
+/// How matrices are to be held; `None`: as stored.
+fn held_as(dtype: Option<&str>) -> Result<Option<DType>, LoadError> {
+    Ok(match dtype {
         None => None,
         Some("f32") => Some(DType::F32),
         Some("bf16") => Some(DType::BF16),
         Some("f16") => Some(DType::F16),
         Some(other) => return Err(LoadError::Unsupported(format!("dtype `{other}`; choose f32, bf16 or f16, or leave it out"))),
-    };
-    Ok(Precision { matrices, ..Precision::CPU })
+    })
 }

@@ -11,11 +11,13 @@ use crate::batch::{Batch, BatchSequence, NewTokens, Sample};
 use crate::cache::kv_cache::LayerCaches;
 use crate::device::collective::{Collective, Shard};
 use crate::device::command::{ShardLoad, ShardReport, StepInput, StepOutput, StepReply};
+use crate::device::completion::Completions;
 use crate::error::LoadError;
+use crate::gpu_steps::GpuSteps;
 use crate::image::{FeatureCache, ImageFeatures, PreparedImage};
 use crate::models::registry::{Model, build, build_vision};
 use crate::models::{ModelInput, VisionTower, Visual};
-use crate::sampler::{SampleRow, Sampled, sample};
+use crate::sampler::{Sampled, sample};
 use crate::sequence::{SequenceId, SequenceMap};
 use crate::weights::Weights;
 
@@ -30,6 +32,9 @@ pub struct ModelRunner {
     features: FeatureCache,
     /// What the last step drew, for the pending tokens of the next. Empty after a step that failed, and on ranks that do not draw.
     drawn: SequenceMap<u32>,
+    /// What a GPU keeps from step to step.
+    gpu: GpuSteps,
+    completions: Completions,
     comm: Arc<dyn Collective>,
     shard: Shard,
     device: Device,
@@ -38,7 +43,7 @@ pub struct ModelRunner {
 
 impl ModelRunner {
     /// Reads this rank's part of the checkpoint. The KV cache comes later: its size depends on what is left.
-    pub fn load(load: ShardLoad, device: Device) -> std::result::Result<Self, LoadError> {
+    pub fn load(load: ShardLoad, device: Device, completions: Completions) -> std::result::Result<Self, LoadError> {
         let weights = Weights::open(&load.folder, &device, load.precision)?;
         let model = build(&load.config, &weights, load.comm.clone(), load.shard)?;
         let vision = build_vision(&load.config, &weights, load.vision)?;
@@ -48,6 +53,8 @@ impl ModelRunner {
             caches: None,
             features: FeatureCache::new(FEATURE_BYTES_MAX),
             drawn: SequenceMap::default(),
+            gpu: GpuSteps::default(),
+            completions,
             comm: load.comm,
             shard: load.shard,
             weight_bytes: weights.loaded_bytes(),
@@ -77,9 +84,34 @@ impl ModelRunner {
         self.comm.abort();
     }
 
-    /// One step of a decoder. The processor is done when this returns, so the answer is given at once.
+    /// One step of a decoder. A processor is done when this returns and answers at once; a GPU goes on, and answers when it is done.
     pub fn execute(&mut self, step: &StepInput, reply: &StepReply) -> Result<()> {
-        reply.answer(Ok(self.step(step)?));
+        match self.device.is_cpu() {
+            true => reply.answer(Ok(self.step(step)?)),
+            false => self.start_on_gpu(step, reply)?,
+        }
+        Ok(())
+    }
+
+    /// Queues a step. The tokens it draws stay on the device for the next one, and are on their way to the host.
+    fn start_on_gpu(&mut self, step: &StepInput, reply: &StepReply) -> Result<()> {
+        let rows = self.gpu.take_rows();
+        let batch = without_lost(&step.batch, &rows);
+        if batch.sequences.is_empty() {
+            reply.answer(Ok(StepOutput::default()));
+            return Ok(());
+        }
+        let Self { model: Model::Causal(lm), vision, caches: Some(caches), features, device, gpu, .. } = self else {
+            bail!("this model has no KV cache: it is an encoder, or `reserve` was not called")
+        };
+        let visual = visual(&batch, &step.images, vision.as_deref(), features, device)?;
+        let logits = gpu.forward(&**lm, &batch, &rows, visual, caches, device)?;
+        if self.shard.rank > 0 {
+            reply.answer(Ok(StepOutput::default()));
+            return Ok(());
+        }
+        let (drawn, reply) = (gpu.draw(&batch, &logits)?, reply.clone());
+        self.completions.run(move || reply.answer(drawn.wait()));
         Ok(())
     }
 
@@ -143,7 +175,7 @@ fn input(batch: &Batch, pending: &SequenceMap<u32>, visual: Option<Visual>, devi
         ids: Tensor::from_vec(ids, tokens, device)?,
         positions: Tensor::from_vec(batch.positions(), (3, tokens), device)?,
         paged: batch.paged(),
-        logit_rows: Tensor::from_vec(rows, count, device)?,
+        logit_rows: if count == tokens { None } else { Some(Tensor::from_vec(rows, count, device)?) },
         visual,
     })
 }
@@ -219,7 +251,5 @@ fn draw(batch: &Batch, logits: &Tensor) -> Result<StepOutput> {
 }
 
 fn draw_one(row: &mut [f32], id: SequenceId, asked: &Sample) -> Result<(SequenceId, Sampled)> {
-    let Sample { params, position, prompt, answer, logprobs } = asked;
-    let row_spec = SampleRow { params, position: *position, prompt, answer, logprobs: *logprobs, allowed: None };
-    Ok((id, sample(row, &row_spec).map_err(candle_core::Error::wrap)?))
+    Ok((id, sample(row, &asked.row()).map_err(candle_core::Error::wrap)?))
 }

@@ -12,6 +12,7 @@
 use std::cmp::Ordering;
 
 use cortex_core::sampling::SamplingParams;
+use neuron_kernels::sampling::weight;
 
 /// What belongs to the row besides its logits.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +80,11 @@ impl TokenMask {
         if let Some(word) = self.words.get_mut(token as usize / 64) {
             *word |= 1 << (token % 64);
         }
+    }
+
+    /// One bit for each id, 64 to a word.
+    pub fn words(&self) -> &[u64] {
+        &self.words
     }
 
     /// Whether the id is in the set.
@@ -215,8 +221,7 @@ fn argmax(logits: &[f32]) -> Option<u32> {
 /// Turns logits into unnormalised probabilities at this temperature; the best has weight 1.
 fn weigh(logits: &mut [f32], highest: f32, temperature: f32) {
     for logit in logits {
-        // Equality first: it also covers a bias that lifted a logit to infinity.
-        *logit = if *logit == highest { 1.0 } else { ((*logit - highest) / temperature).exp() };
+        *logit = weight(*logit, highest, temperature);
     }
 }
 
@@ -330,12 +335,16 @@ fn draw(weights: impl Iterator<Item = (u32, f32)> + Clone, target: f64) -> u32 {
     last
 }
 
-/// A number in [0, 1) with 53 random bits: element `position` of the SplitMix64 stream whose start is a hash of `seed`.
+/// A number in [0, 1) with 53 random bits.
 fn uniform(seed: u64, position: u64) -> f64 {
+    (random(seed, position) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+}
+
+/// Element `position` of the SplitMix64 stream whose start is a hash of `seed`.
+pub(crate) fn random(seed: u64, position: u64) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let start = split_mix(seed.wrapping_add(GOLDEN));
-    let bits = split_mix(start.wrapping_add(position.wrapping_add(1).wrapping_mul(GOLDEN)));
-    (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    split_mix(start.wrapping_add(position.wrapping_add(1).wrapping_mul(GOLDEN)))
 }
 
 /// SplitMix64's finaliser.

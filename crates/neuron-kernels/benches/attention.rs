@@ -46,6 +46,7 @@ fn attention([heads, kv_heads, width]: [usize; 3], [sequences, new, context]: [u
         block_tables: (0..sequences).map(table).collect(),
         slots: vec![],
         block_size: BLOCK,
+        tables: None,
     };
     best(|| neuron_kernels::paged_attention(&q, &k, &v, &batch, 0.1))
 }
@@ -68,6 +69,7 @@ fn decode_step() -> Result<()> {
             block_tables: vec![(0..7).collect::<Vec<_>>().into()],
             slots: vec![199],
             block_size: BLOCK,
+            tables: None,
         };
         let time = best(|| {
             let mut residual = x.clone();

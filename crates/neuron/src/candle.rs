@@ -13,6 +13,8 @@ use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
 use neuron_engine::models::registry::load_config;
 use neuron_engine::{DeviceSet, EngineLimits, LoadOptions, LoadedModel, Switches};
 
+use tracing::info;
+
 use crate::backend::{Backend, Described, Served, ServedInfo};
 use crate::config::{Limits, NeuronConfig, VisionConfig};
 
@@ -24,9 +26,19 @@ pub struct CandleBackend {
 }
 
 impl CandleBackend {
-    /// Starts a thread for each device.
+    /// Starts a thread for each device: the GPUs, or the processors where there is none or the configuration prefers them.
     pub fn new(config: &NeuronConfig) -> std::io::Result<Self> {
-        Ok(Self { devices: DeviceSet::cpu(config.cpu.ranks)?, limits: config.limits, vision: config.vision })
+        let devices = match config.cpu.only {
+            true => DeviceSet::cpu(config.cpu.ranks)?,
+            false => {
+                let (devices, why_not) = DeviceSet::detect(config.cpu.ranks)?;
+                if let Some(why_not) = why_not {
+                    info!("serving on the CPU: {why_not}");
+                }
+                devices
+            }
+        };
+        Ok(Self { devices, limits: config.limits, vision: config.vision })
     }
 
     /// What the model asks, in the engine's words.

@@ -60,6 +60,8 @@ pub struct CpuConfig {
     /// How many CPU devices (`cpu-0`, `cpu-1`, ..) a model can be split over. One is right for everything but tests of tensor
     /// parallelism.
     pub ranks: usize,
+    /// Serve on the processors even where there is a GPU. `NEURON_CPU_ONLY` overrides.
+    pub only: bool,
 }
 
 /// Queues and budgets of each loaded model.
@@ -196,7 +198,7 @@ impl Default for NeuronConfig {
 
 impl Default for CpuConfig {
     fn default() -> Self {
-        Self { ranks: 1 }
+        Self { ranks: 1, only: false }
     }
 }
 
@@ -268,6 +270,7 @@ impl NeuronConfig {
         set_switch(env, "NEURON_VISION_LEGACY_POS", &mut self.vision.legacy_positions)?;
         set_switch(env, "NEURON_VISION_LEGACY_ROPE", &mut self.vision.legacy_rope)?;
         set_switch(env, "NEURON_MROPE", &mut self.vision.mrope)?;
+        set_switch(env, "NEURON_CPU_ONLY", &mut self.cpu.only)?;
         Ok(self)
     }
 

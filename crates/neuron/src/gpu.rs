@@ -93,8 +93,12 @@ impl GpuFacts {
         let why = match (&self.absent, self.gpus.as_slice()) {
             (Some(absent), _) => absent.clone(),
             (None, []) => "the NVIDIA driver reports no GPU".to_owned(),
-            (None, [gpu]) => format!("{} found, but this build has no CUDA support", gpu.product),
-            (None, [gpu, ..]) => format!("{} GPUs found ({}, ..), but this build has no CUDA support", self.gpus.len(), gpu.product),
+            (None, [gpu]) => format!("{} found, but not in use: this program was built without CUDA, or its log says why", gpu.product),
+            (None, [gpu, ..]) => format!(
+                "{} GPUs found ({}, ..), but not in use: this program was built without CUDA, or its log says why",
+                self.gpus.len(),
+                gpu.product
+            ),
         };
         Some(format!("{why}: serving on the CPU"))
     }
@@ -130,11 +134,17 @@ mod tests {
         let cases = [
             (absent.clone(), "cpu-0", Some("no NVIDIA driver found (libnvidia-ml.so.1): serving on the CPU")),
             (with(vec![]), "cpu-0", Some("the NVIDIA driver reports no GPU: serving on the CPU")),
-            (with(vec![gpu(0)]), "cpu-0", Some("RTX 3060 found, but this build has no CUDA support: serving on the CPU")),
+            (
+                with(vec![gpu(0)]),
+                "cpu-0",
+                Some("RTX 3060 found, but not in use: this program was built without CUDA, or its log says why: serving on the CPU"),
+            ),
             (
                 with(vec![gpu(0), gpu(1)]),
                 "cpu-0",
-                Some("2 GPUs found (RTX 3060, ..), but this build has no CUDA support: serving on the CPU"),
+                Some(
+                    "2 GPUs found (RTX 3060, ..), but not in use: this program was built without CUDA, or its log says why: serving on the CPU",
+                ),
             ),
             (with(vec![gpu(0)]), "cuda-dev-0", None),
         ];

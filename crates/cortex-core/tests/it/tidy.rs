@@ -19,7 +19,7 @@ const RULES: &[Rule] = &[
         words: &["env::var", "env::vars", "env::set_var", "env::remove_var"],
         allowed: |path| {
             let is_config = path.ends_with("/config.rs") || path.contains("/src/config/");
-            is_config || path.starts_with("crates/cortex-cli/") || path.ends_with("/build.rs") || is_test(path)
+            is_config || path.starts_with("crates/cortex-cli/") || path.ends_with("/build.rs") || path.contains("/build/") || is_test(path)
         },
     },
     Rule {
@@ -37,6 +37,7 @@ const RULES: &[Rule] = &[
         words: &["feature = \"cuda\""],
         allowed: |path| {
             path.starts_with("crates/neuron-kernels/")
+                || is_test(path)
                 || ["thread", "memory"].iter().any(|file| path == format!("crates/neuron-engine/src/device/{file}.rs"))
         },
     },

@@ -9,6 +9,7 @@ use crate::batch::Batch;
 use crate::cache::kv_cache::CacheSpec;
 use crate::device::collective::{Collective, Shard};
 use crate::device::limits::DeviceLimits;
+use crate::device::memory::Memory;
 use crate::error::{DeviceError, LoadError};
 use crate::image::PreparedImage;
 use crate::models::config::ModelConfig;
@@ -31,6 +32,8 @@ pub enum Command {
     Execute(ModelKey, Arc<StepInput>, StepReply),
     /// Turns token sequences into vectors with an encoder.
     Encode(ModelKey, Vec<Vec<u32>>, Reply<Result<Vec<Vec<f32>>, DeviceError>>),
+    /// Tells how much memory the device has.
+    Memory(Reply<Result<Memory, DeviceError>>),
     /// Measures what the device can do at best. Steps of models wait meanwhile.
     Limits(Reply<Result<DeviceLimits, DeviceError>>),
     /// Frees a model; answered when its memory is back.

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use candle_core::{Device, Result, bail};
+
 /// Bytes of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -9,6 +11,18 @@ pub struct Memory {
     pub total: u64,
     /// Bytes that can still be taken without hurting anyone.
     pub free: u64,
+}
+
+/// The memory behind a device. A GPU first gives back what it holds without use.
+pub fn memory_of(device: &Device) -> Result<Memory> {
+    neuron_kernels::device::release_unused(device)?;
+    match neuron_kernels::device::memory(device)? {
+        Some(memory) => Ok(Memory { total: memory.total, free: memory.free }),
+        None => match host_memory() {
+            Some(memory) => Ok(memory),
+            None => bail!("/proc/meminfo does not tell how much memory there is"),
+        },
+    }
 }
 
 /// The host's memory, from `/proc/meminfo`; `None` where the kernel does not tell.

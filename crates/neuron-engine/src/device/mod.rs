@@ -2,8 +2,10 @@
 
 pub mod collective;
 pub mod command;
+pub mod completion;
 pub mod limits;
 pub mod memory;
+pub mod sampling;
 pub mod thread;
 
 use std::sync::{Arc, Mutex};
@@ -80,6 +82,23 @@ impl DeviceSet {
     /// `count` device threads on the host's processors. One is the normal number; more let a model be split on a CPU.
     pub fn cpu(count: usize) -> std::io::Result<Self> {
         Ok(Self { devices: (0..count).map(DeviceHandle::cpu).collect::<Result<_, _>>()?, order: StepOrder::default() })
+    }
+
+    /// The GPUs of this host. Where none can be used, `cpu_ranks` threads on its processors, and why.
+    pub fn detect(cpu_ranks: usize) -> std::io::Result<(Self, Option<String>)> {
+        let opened = neuron_kernels::device::count().and_then(|count| {
+            let devices = (0..count).map(DeviceHandle::gpu).collect::<std::io::Result<Arc<[_]>>>();
+            devices.map_err(|error| error.to_string())
+        });
+        match opened {
+            Ok(devices) => Ok((Self { devices, order: StepOrder::default() }, None)),
+            Err(reason) => Ok((Self::cpu(cpu_ranks)?, Some(reason))),
+        }
+    }
+
+    /// Whether the devices are GPUs.
+    pub fn are_gpus(&self) -> bool {
+        self.devices.iter().any(DeviceHandle::is_gpu)
     }
 
     /// The names of the device threads.

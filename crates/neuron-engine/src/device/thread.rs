@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use crate::device::command::{Command, ModelKey, Reply, ShardLoad, ShardReport, StepInput, StepOutcome, StepReply};
+use crate::device::completion::Completions;
 use crate::device::limits::{self, DeviceLimits};
+use crate::device::memory::{Memory, memory_of};
 use crate::error::{DeviceError, LoadError};
 use crate::runner::ModelRunner;
 
@@ -21,21 +23,65 @@ const QUEUE_LEN_MAX: usize = 64;
 #[derive(Clone)]
 pub struct DeviceHandle {
     name: Arc<str>,
+    is_gpu: bool,
     commands: mpsc::Sender<Command>,
+    /// Dropped after `commands`, whose last clone ends the thread.
+    _thread: Arc<Joined>,
+}
+
+/// Waits for its thread when it is dropped: a GPU must be let go of before the process ends.
+struct Joined(Option<std::thread::JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // It catches the panics of models; if it panicked itself, there is nothing left to wait for.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl DeviceHandle {
     /// Starts `cpu-{index}`. Several may share the processors: each is one rank of a tensor-parallel model.
     pub fn cpu(index: usize) -> std::io::Result<Self> {
-        Self::start(format!("cpu-{index}"), Device::Cpu)
+        Self::start(format!("cpu-{index}"), false, || Ok(Device::Cpu))
     }
 
-    fn start(name: String, device: Device) -> std::io::Result<Self> {
+    /// Starts `cuda-dev-{index}`, once the GPU has been opened.
+    pub fn gpu(index: usize) -> std::io::Result<Self> {
+        Self::start(format!("cuda-dev-{index}"), true, move || neuron_kernels::device::open(index))
+    }
+
+    fn start(name: String, is_gpu: bool, open: impl FnOnce() -> candle_core::Result<Device> + Send + 'static) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(QUEUE_LEN_MAX);
-        // Models are born on the thread and never leave it.
-        let run = move || DeviceThread { device, models: HashMap::new() }.run(inbox);
-        std::thread::Builder::new().name(name.clone()).spawn(run)?;
-        Ok(Self { name: name.into(), commands })
+        let (opened, is_open) = std::sync::mpsc::channel();
+        // The device is opened on the thread that will own it, and models are born there and never leave it.
+        let run = move || {
+            let device = open();
+            let failure = device.as_ref().err().map(ToString::to_string);
+            // The starter waits for exactly this.
+            let _ = opened.send(failure);
+            if let Ok(device) = device {
+                DeviceThread { completions: Completions::start(&device), device: device.clone(), models: HashMap::new() }.run(inbox);
+                neuron_kernels::device::forget(&device);
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(run)?;
+        match is_open.recv() {
+            Ok(None) => Ok(Self { name: name.into(), is_gpu, commands, _thread: Arc::new(Joined(Some(thread))) }),
+            Ok(Some(failure)) => Err(std::io::Error::other(format!("{name} cannot be opened: {failure}"))),
+            Err(_) => Err(std::io::Error::other(format!("the thread of {name} ended at once"))),
+        }
+    }
+
+    /// True for a GPU.
+    pub fn is_gpu(&self) -> bool {
+        self.is_gpu
+    }
+
+    /// How much memory the device has.
+    pub async fn memory(&self) -> Result<Memory, DeviceError> {
+        self.ask(Command::Memory).await.ok_or(DeviceError::Gone)?
     }
 
     /// `cpu-0`, `cuda-dev-1`: also the thread's name.
@@ -86,6 +132,7 @@ impl DeviceHandle {
 
 struct DeviceThread {
     device: Device,
+    completions: Completions,
     models: HashMap<ModelKey, ModelRunner>,
 }
 
@@ -98,9 +145,15 @@ impl DeviceThread {
                 Command::Reserve(key, blocks, reply) => answer(reply, self.with(key, |model| model.reserve(blocks))),
                 Command::Execute(key, step, reply) => self.execute(key, &step, &reply),
                 Command::Encode(key, inputs, reply) => answer(reply, self.with(key, |model| model.encode(&inputs))),
+                Command::Memory(reply) => {
+                    answer(reply, memory_of(&self.device).map_err(|error| DeviceError::Step(error.to_string())));
+                }
                 Command::Limits(reply) => answer(reply, self.limits()),
                 Command::Unload(key, reply) => {
                     self.models.remove(&key);
+                    if let Err(error) = neuron_kernels::device::release_unused(&self.device) {
+                        error!(%error, "the device did not take its memory back");
+                    }
                     answer(reply, ());
                 }
                 Command::Shutdown => break,
@@ -110,8 +163,8 @@ impl DeviceThread {
     }
 
     fn load(&mut self, key: ModelKey, load: ShardLoad) -> Result<ShardReport, LoadError> {
-        let device = self.device.clone();
-        let runner = guard(|| ModelRunner::load(load, device)).unwrap_or_else(|what| Err(LoadError::Device(what)))?;
+        let (device, completions) = (self.device.clone(), self.completions.clone());
+        let runner = guard(|| ModelRunner::load(load, device, completions)).unwrap_or_else(|what| Err(LoadError::Device(what)))?;
         let report = runner.report();
         self.models.insert(key, runner);
         Ok(report)

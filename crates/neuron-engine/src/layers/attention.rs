@@ -1,10 +1,12 @@
 //! Grouped-query attention over the paged cache, split over the ranks by heads.
 
 use candle_core::{Result, Tensor};
-use neuron_kernels::PagedBatch;
+use neuron_kernels::{PagedBatch, QueriesAndKeys};
 
 use super::linear::{ColumnParallelLinear, Rows};
 use super::ranks::Ranks;
+use super::rms_norm::RmsNorm;
+use super::rotary::RotaryTable;
 use crate::cache::kv_cache::LayerCache;
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -24,7 +26,6 @@ pub struct Heads {
 #[derive(Debug)]
 pub struct QkvLinear {
     merged: ColumnParallelLinear, // [(query + 2 kv) D, H]
-    heads: Heads,
 }
 
 impl Heads {
@@ -47,24 +48,27 @@ impl QkvLinear {
             range: held.start * heads.dim..held.end * heads.dim,
         };
         let rows = [rows("q_proj", heads.query, &query), rows("k_proj", heads.kv, &kv), rows("v_proj", heads.kv, &kv)];
-        Ok(Self { merged: ColumnParallelLinear::load(weights, &rows, hidden, bias)?, heads: heads.of_rank(ranks)? })
+        Ok(Self { merged: ColumnParallelLinear::load(weights, &rows, hidden, bias)? })
     }
 
-    /// `[T, H]` to queries `[T, heads, D]`, keys and values `[T, kv heads, D]`.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
-        let Heads { query, kv, dim } = self.heads;
-        let qkv = self.merged.forward(x)?;
-        let tokens = qkv.dim(0)?;
-        let part = |first: usize, heads: usize| qkv.narrow(1, first * dim, heads * dim)?.contiguous()?.reshape((tokens, heads, dim));
-        Ok((part(0, query)?, part(query, kv)?, part(query + kv, kv)?))
+    /// `[T, H]` to queries, keys and values side by side, `[T, (heads + 2 kv heads) D]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.merged.forward(x)
     }
 }
 
-/// Puts this step's keys and values into the cache, then lets each query see its sequence up to itself. `q` is `[T, heads, D]`,
-/// `k` and `v` `[T, kv heads, D]`; the result is `[T, heads * D]`.
-pub fn paged_attention(q: &Tensor, k: &Tensor, v: &Tensor, cache: &LayerCache, paged: &PagedBatch) -> Result<Tensor> {
-    let (_, _, dim) = q.dims3()?;
-    neuron_kernels::write_kv(k, v, &cache.k, &cache.v, &paged.slots)?;
-    let out = neuron_kernels::paged_attention(q, &cache.k, &cache.v, paged, (dim as f32).powf(-0.5))?;
-    out.flatten_from(1)
+/// Normalises and rotates queries and keys, puts keys and values into the cache, then lets each query see its sequence up to itself.
+/// `qkv` is `[T, (heads + 2 kv heads) D]`, `norms` are those of queries and keys; the result is `[T, heads * D]`.
+pub fn paged_attention(
+    qkv: &Tensor,
+    norms: Option<&(RmsNorm, RmsNorm)>,
+    rotary: &RotaryTable,
+    cache: &LayerCache,
+    paged: &PagedBatch,
+) -> Result<Tensor> {
+    let norms = norms.map(|(q_norm, k_norm)| (q_norm.weight(), k_norm.weight(), q_norm.eps()));
+    let how = QueriesAndKeys { norms, angles: (rotary.cos(), rotary.sin()) };
+    let q = neuron_kernels::rotate_and_cache(qkv, how, &cache.k, &cache.v, paged)?; // [T, heads, D]
+    let scale = (q.dim(2)? as f32).powf(-0.5);
+    neuron_kernels::paged_attention(&q, &cache.k, &cache.v, paged, scale)?.flatten_from(1)
 }

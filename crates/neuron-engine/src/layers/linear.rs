@@ -78,6 +78,16 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         neuron_kernels::linear(x, &self.weight, self.bias.as_ref())
     }
+
+    /// `[T, in]` to `[T, out / 2]`: silu of the first half of the outputs, times the second.
+    pub fn forward_gated(&self, x: &Tensor) -> Result<Tensor> {
+        neuron_kernels::gated_linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// `[T, in]` to `[T, out]`, f32 whatever the type of `x`.
+    pub fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
+        neuron_kernels::linear_f32(x, &self.weight)
+    }
 }
 
 impl<'a> Rows<'a> {
@@ -96,6 +106,11 @@ impl ColumnParallelLinear {
     /// `[T, in]` to `[T, this rank's rows]`, projection after projection.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.0.forward(x)
+    }
+
+    /// `[T, in]` to `[T, half of this rank's rows]`: silu of the first projection, times the second.
+    pub fn forward_gated(&self, x: &Tensor) -> Result<Tensor> {
+        self.0.forward_gated(x)
     }
 }
 
@@ -141,6 +156,6 @@ impl LmHead {
 
     /// `[R, hidden]` to `[R, vocab]`, f32.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.ranks.comm.all_gather(self.part.forward(x)?, 1)?.to_dtype(candle_core::DType::F32)
+        self.ranks.comm.all_gather(self.part.forward_f32(x)?, 1)
     }
 }

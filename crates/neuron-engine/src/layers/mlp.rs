@@ -27,6 +27,6 @@ impl GatedMlp {
 
     /// `[T, H]` to `[T, H]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&neuron_kernels::silu_mul(&self.gate_up_proj.forward(x)?)?)
+        self.down_proj.forward(&self.gate_up_proj.forward_gated(x)?)
     }
 }

@@ -1,6 +1,6 @@
 //! Mixture of experts: a router picks k gated feed-forward blocks for each token and weighs their outputs.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::linear::Linear;
 use super::ranks::Ranks;
@@ -42,12 +42,6 @@ pub struct Moe {
     ranks: Ranks,
 }
 
-/// The experts chosen for each token and their weights.
-struct Routes {
-    ids: Tensor,     // [T, k] u32
-    weights: Tensor, // [T, k] f32
-}
-
 impl Moe {
     /// `gate` and `experts` under the weights' prefix.
     pub fn load(weights: &Weights, hidden: usize, config: &MoeConfig, ranks: &Ranks) -> std::result::Result<Self, LoadError> {
@@ -66,21 +60,12 @@ impl Moe {
         })
     }
 
-    /// `[T, H]` to `[T, H]`.
+    /// `[T, H]` to `[T, H]`. Every rank routes for itself and finds the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Routes { ids, weights } = self.route(x)?;
+        let logits = self.gate.forward_f32(x)?; // [T, E]
+        let (ids, weights) = neuron_kernels::moe_route(&logits, self.experts_per_token, self.renormalise)?; // [T, k] each
         let partial = neuron_kernels::moe_experts(x, &self.gate_up, &self.down, &ids, &weights)?;
         self.ranks.comm.all_reduce_sum(partial)
-    }
-
-    /// Softmax over all experts in f32, then the k largest. Every rank routes for itself and finds the same.
-    fn route(&self, x: &Tensor) -> Result<Routes> {
-        let logits = self.gate.forward(x)?.to_dtype(DType::F32)?; // [T, E]
-        let probabilities = candle_nn::ops::softmax_last_dim(&logits)?;
-        let ids = probabilities.arg_sort_last_dim(false)?.narrow(D::Minus1, 0, self.experts_per_token)?.contiguous()?;
-        let weights = probabilities.gather(&ids, D::Minus1)?;
-        let weights = if self.renormalise { weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)? } else { weights };
-        Ok(Routes { ids, weights })
     }
 }
 

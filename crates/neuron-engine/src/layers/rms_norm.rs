@@ -18,6 +18,16 @@ impl RmsNorm {
         Ok(Self { weight: weights.vector(width, "weight")?, eps })
     }
 
+    /// The weight, `[width]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// What is added to the mean square.
+    pub fn eps(&self) -> f32 {
+        self.eps
+    }
+
     /// `[.., width]` to the same.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         neuron_kernels::rms_norm(x, &self.weight, self.eps)

@@ -1,6 +1,6 @@
 //! Rotary position embedding: pairs (j, j + D/2) of a head turn by position · frequency j.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// How the angles are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,32 +46,30 @@ pub struct MropeSections {
 #[derive(Debug)]
 pub struct Rotary {
     frequencies: Tensor, // [3, D/2] f32
-    dtype: DType,
 }
 
 /// Cosines and sines of one step's angles, shared by all layers.
 #[derive(Debug)]
 pub struct RotaryTable {
-    cos: Tensor, // [T, D/2]
-    sin: Tensor, // [T, D/2]
+    cos: Tensor, // [T, D/2] f32
+    sin: Tensor, // [T, D/2] f32
 }
 
 impl Rotary {
-    /// For heads of width `head_dim`; the tables are given in `dtype`.
-    pub fn new(config: &RopeConfig, head_dim: usize, dtype: DType, device: &Device) -> Result<Self> {
+    /// For heads of width `head_dim`.
+    pub fn new(config: &RopeConfig, head_dim: usize, device: &Device) -> Result<Self> {
         let inverse = inverse_frequencies(config, head_dim);
         let mut frequencies = vec![0f32; 3 * inverse.len()];
         for (j, frequency) in inverse.iter().enumerate() {
             frequencies[config.axis(j) * inverse.len() + j] = *frequency;
         }
-        Ok(Self { frequencies: Tensor::from_vec(frequencies, (3, inverse.len()), device)?, dtype })
+        Ok(Self { frequencies: Tensor::from_vec(frequencies, (3, inverse.len()), device)? })
     }
 
     /// The table for `positions` `[3, T]` u32: time, height, width.
     pub fn table(&self, positions: &Tensor) -> Result<RotaryTable> {
-        // Two of the three products are with zero, so the sum is one product, rounded once.
-        let angles = positions.t()?.to_dtype(DType::F32)?.contiguous()?.matmul(&self.frequencies)?;
-        Ok(RotaryTable { cos: angles.cos()?.to_dtype(self.dtype)?, sin: angles.sin()?.to_dtype(self.dtype)? })
+        let (cos, sin) = neuron_kernels::rotary_table(positions, &self.frequencies)?;
+        Ok(RotaryTable { cos, sin })
     }
 }
 

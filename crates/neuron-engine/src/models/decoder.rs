@@ -86,13 +86,8 @@ impl Attention {
 
     /// `[T, H]` to `[T, H]`.
     fn forward(&self, x: &Tensor, step: &Step, cache: &LayerCache) -> Result<Tensor> {
-        let (q, k, v) = self.qkv_proj.forward(x)?; // [T, heads, D], [T, kv heads, D] twice
-        let (q, k) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&q)?, k_norm.forward(&k)?),
-            None => (q, k),
-        };
-        let (q, k) = (step.rotary.rotate(&q)?, step.rotary.rotate(&k)?);
-        let mixed = paged_attention(&q, &k, &v, cache, step.paged)?; // [T, heads * D]
+        let qkv = self.qkv_proj.forward(x)?; // [T, (heads + 2 kv heads) D]
+        let mixed = paged_attention(&qkv, self.qk_norm.as_ref(), &step.rotary, cache, step.paged)?; // [T, heads * D]
         self.o_proj.forward(&mixed)
     }
 }
@@ -139,11 +134,34 @@ impl DecoderLayer {
         })
     }
 
-    /// `[T, H]` to `[T, H]`: x + attention, then + feed-forward.
-    fn forward(&self, x: &Tensor, step: &Step, cache: &LayerCache) -> Result<Tensor> {
-        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, step, cache)?;
-        let (normed, x) = self.post_attention_layernorm.forward_sum(&attended, x)?;
-        x + self.mlp.forward(&normed)?
+    /// x + attention, then + feed-forward.
+    fn forward(&self, stream: Stream, step: &Step, cache: &LayerCache) -> Result<Stream> {
+        let (normed, x) = stream.normed(&self.input_layernorm)?;
+        let stream = Stream { x, last: Some(self.self_attn.forward(&normed, step, cache)?) };
+        let (normed, x) = stream.normed(&self.post_attention_layernorm)?;
+        Ok(Stream { x, last: Some(self.mlp.forward(&normed)?) })
+    }
+}
+
+/// The residual stream, `[T, H]`. The last block's output joins it only in the norm that follows, in one pass over memory.
+struct Stream {
+    x: Tensor,
+    last: Option<Tensor>,
+}
+
+impl Stream {
+    /// The norm of the whole stream, and the stream itself.
+    fn normed(self, norm: &RmsNorm) -> Result<(Tensor, Tensor)> {
+        match &self.last {
+            Some(last) => norm.forward_sum(last, &self.x),
+            None => Ok((norm.forward(&self.x)?, self.x)),
+        }
+    }
+
+    /// Only these rows.
+    fn rows(self, rows: &Tensor) -> Result<Self> {
+        let last = self.last.map(|last| neuron_kernels::embedding(rows, &last)).transpose()?;
+        Ok(Self { x: neuron_kernels::embedding(rows, &self.x)?, last })
     }
 }
 
@@ -161,7 +179,7 @@ impl Model {
         let layer = |(i, mlp)| DecoderLayer::load(config, mlp, &layers.pp(i), ranks);
         Ok(Self {
             embed_tokens: Embedding::load(&weights.pp("embed_tokens"), config.vocab_size, config.hidden_size)?,
-            rotary: Rotary::new(&config.rope, config.heads.dim, weights.activations(), weights.device())?,
+            rotary: Rotary::new(&config.rope, config.heads.dim, weights.device())?,
             layers: config.mlps.iter().enumerate().map(layer).collect::<Loaded<_>>()?,
             norm: RmsNorm::load(&weights.pp("norm"), config.hidden_size, config.rms_norm_eps)?,
         })
@@ -174,13 +192,17 @@ impl Model {
         if let Some(visual) = &input.visual {
             x = visual.replace(&x)?;
         }
+        let mut stream = Stream { x, last: None };
         for (i, (layer, cache)) in self.layers.iter().zip(&caches.layers).enumerate() {
-            x = layer.forward(&x, &step, cache)?;
+            stream = layer.forward(stream, &step, cache)?;
             if let Some(visual) = &input.visual {
-                x = visual.deepen(x, i)?;
+                stream.last = stream.last.map(|last| visual.deepen(last, i)).transpose()?;
             }
         }
-        self.norm.forward(&x.index_select(&input.logit_rows, 0)?)
+        if let Some(rows) = &input.logit_rows {
+            stream = stream.rows(rows)?;
+        }
+        Ok(stream.normed(&self.norm)?.0)
     }
 }
 

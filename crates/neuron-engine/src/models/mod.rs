@@ -47,8 +47,8 @@ pub struct ModelInput {
     pub positions: Tensor,
     /// Where the step's keys and values go and what each sequence may look at.
     pub paged: PagedBatch,
-    /// The rows that need logits, `[R]` u32.
-    pub logit_rows: Tensor,
+    /// The rows that need logits, `[R]` u32; absent: all.
+    pub logit_rows: Option<Tensor>,
     /// What the vision tower saw, where this step has image tokens.
     pub visual: Option<Visual>,
 }

@@ -4,7 +4,7 @@
 
 use std::iter::once;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use neuron_kernels::{gelu_erf, gelu_tanh, rotary, segment_attention};
 
 use super::VisionTower;
@@ -221,6 +221,7 @@ pub struct Model {
     merger: PatchMerger,
     deepstack_mergers: Vec<PatchMerger>,
     device: Device,
+    dtype: DType,
 }
 
 /// What the tower computes on the way, for those who compare it with the reference.
@@ -251,6 +252,7 @@ impl Model {
             merger: merger(NormOver::Patch, weights.pp("merger"))?,
             deepstack_mergers: (0..config.deepstack.len()).map(|k| merger(NormOver::Token, mergers.pp(k))).collect::<Loaded<_>>()?,
             device: weights.device().clone(),
+            dtype: weights.activations(),
             switches,
             config,
         })
@@ -259,13 +261,13 @@ impl Model {
     fn pos_embed(config: &Config, weights: &Weights) -> Loaded<Vec<f32>> {
         let rows = config.table_side * config.table_side;
         let table = weights.get(&[rows, config.hidden_size], "weight")?;
-        Ok(table.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?)
+        Ok(table.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 
     /// The features, and all that leads to them.
     pub fn trace(&self, pixels: &Tensor, grids: &[Grid]) -> Result<Trace> {
         let step = Step { rope: self.rope(grids)?, segments: grids.iter().map(|grid| grid.patches()).collect() };
-        let patch_embed = self.patch_embed.forward(pixels)?;
+        let patch_embed = self.patch_embed.forward(&pixels.to_dtype(self.dtype)?)?;
         let pos_embed = self.positions(grids)?;
         let mut x = (&patch_embed + &pos_embed)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
@@ -291,7 +293,7 @@ impl Model {
                 self.interpolate(grid, &mut rows);
             }
         }
-        Tensor::from_vec(rows, (patches, self.config.hidden_size), &self.device)
+        Tensor::from_vec(rows, (patches, self.config.hidden_size), &self.device)?.to_dtype(self.dtype)
     }
 
     fn table_row(&self, index: usize) -> &[f32] {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorInfo;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -46,6 +47,8 @@ pub struct Totals {
     pub parameters: u64,
     /// Bytes of all tensors as stored.
     pub bytes: u64,
+    /// The type that most of them are stored in; `None` where that is not one of f32, bf16 and f16.
+    pub dtype: Option<DType>,
 }
 
 #[derive(Debug)]
@@ -118,11 +121,19 @@ impl Weights {
 
     /// What the whole checkpoint holds, whatever the prefix.
     pub fn totals(&self) -> Totals {
-        let sum = |totals: Totals, info: &TensorInfo| Totals {
-            parameters: totals.parameters + info.shape.iter().product::<usize>() as u64,
-            bytes: totals.bytes + (info.data_offsets.1 - info.data_offsets.0) as u64,
-        };
-        self.checkpoint.places.iter().filter_map(|(name, place)| self.checkpoint.files[place.file].info(name)).fold(Totals::default(), sum)
+        let (mut totals, mut stored) = (Totals::default(), Vec::<(Dtype, u64)>::new());
+        for info in self.checkpoint.places.iter().filter_map(|(name, place)| self.checkpoint.files[place.file].info(name)) {
+            let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
+            totals.parameters += info.shape.iter().product::<usize>() as u64;
+            totals.bytes += bytes;
+            match stored.iter_mut().find(|(dtype, _)| *dtype == info.dtype) {
+                Some((_, sum)) => *sum += bytes,
+                None => stored.push((info.dtype, bytes)),
+            }
+        }
+        let most = stored.into_iter().max_by_key(|(_, bytes)| *bytes);
+        totals.dtype = most.and_then(|(dtype, _)| Stored::of(dtype)).map(Stored::dtype);
+        totals
     }
 
     /// Bytes on the device of all tensors read so far.

@@ -12,8 +12,11 @@ mod model_config;
 mod parity;
 mod parity_driver;
 mod parity_equal;
+#[cfg(feature = "cuda")]
+mod parity_gpu;
 mod pipeline;
 mod sampler;
+mod sampler_device;
 mod scheduling;
 mod tokenizer;
 mod vision;

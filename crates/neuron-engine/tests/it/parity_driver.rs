@@ -9,7 +9,7 @@ use neuron_engine::models::config::ModelConfig;
 use neuron_engine::models::registry::{self, Model};
 use neuron_engine::models::{CausalLm, ModelInput, Visual};
 use neuron_engine::weights::{Precision, Weights};
-use neuron_kernels::PagedBatch;
+use neuron_kernels::{PagedBatch, PagedTables};
 use std::sync::Arc;
 
 /// Blocks in the pool: enough for every test, odd so that any stride visits all of them.
@@ -18,6 +18,7 @@ const BLOCKS: u32 = 61;
 /// A model with its cache and the sequences in it.
 pub(crate) struct Driver {
     model: Box<dyn CausalLm>,
+    device: Device,
     caches: LayerCaches,
     blocks_used: u32,
     pub(crate) lines: Vec<Line>,
@@ -61,12 +62,27 @@ pub(crate) enum Rows<'a> {
 
 impl Driver {
     pub(crate) fn new(model: Box<dyn CausalLm>) -> Self {
-        let caches = LayerCaches::new(&model.cache_spec(), BLOCKS as usize, &Device::Cpu).unwrap();
-        Self { model, caches, blocks_used: 0, lines: Vec::new() }
+        Self::on(model, Device::Cpu)
+    }
+
+    fn on(model: Box<dyn CausalLm>, device: Device) -> Self {
+        let caches = LayerCaches::new(&model.cache_spec(), BLOCKS as usize, &device).unwrap();
+        Self { model, device, caches, blocks_used: 0, lines: Vec::new() }
     }
 
     pub(crate) fn open(folder: &Path) -> Self {
         Self::new(causal(folder, Precision::CPU))
+    }
+
+    /// All of the model in one element type, on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn open_on(folder: &Path, dtype: candle_core::DType, device: &Device) -> Self {
+        let precision = Precision { matrices: Some(dtype), activations: dtype };
+        let (config, weights) = open_from(folder, precision, device);
+        match registry::build(&config, &weights, Arc::new(Solo), Shard::WHOLE).unwrap() {
+            Model::Causal(model) => Self::on(model, device.clone()),
+            Model::Encoder(_) => panic!("`{}` is an encoder", folder.display()),
+        }
     }
 
     /// Adds a sequence and says where it is.
@@ -98,14 +114,18 @@ impl Driver {
             Rows::Only(rows) => rows.to_vec(),
         };
         let tokens = ids.len();
+        let device = &self.device;
+        if !device.is_cpu() {
+            paged.tables = Some(PagedTables::upload(&paged, device).unwrap());
+        }
         let input = ModelInput {
-            ids: Tensor::new(ids, &Device::Cpu).unwrap(),
-            positions: Tensor::from_vec(positions.concat(), (3, tokens), &Device::Cpu).unwrap(),
+            ids: Tensor::new(ids, device).unwrap(),
+            positions: Tensor::from_vec(positions.concat(), (3, tokens), device).unwrap(),
             paged,
-            logit_rows: Tensor::new(logit_rows, &Device::Cpu).unwrap(),
-            visual,
+            logit_rows: Some(Tensor::new(logit_rows, device).unwrap()),
+            visual: visual.map(|visual| on(&visual, self.caches.layers[0].k.dtype(), device)),
         };
-        self.model.forward(&input, &self.caches).unwrap()
+        self.model.forward(&input, &self.caches).unwrap().to_device(&Device::Cpu).unwrap()
     }
 
     /// The rest of the prompt in one step: logits of all its rows.
@@ -151,10 +171,25 @@ pub(crate) fn causal_rank(folder: &Path, precision: Precision, comm: Arc<dyn Col
     }
 }
 
+/// The features where the model is, in its type.
+fn on(visual: &Visual, dtype: candle_core::DType, device: &Device) -> Visual {
+    let there = |x: &Tensor| x.to_dtype(dtype).unwrap().to_device(device).unwrap();
+    Visual {
+        rows: visual.rows.to_device(device).unwrap(),
+        features: there(&visual.features),
+        deepstack: visual.deepstack.iter().map(there).collect(),
+    }
+}
+
 /// A checkpoint's configuration and weights.
 pub(crate) fn open(folder: &Path, precision: Precision) -> (ModelConfig, Weights) {
+    open_from(folder, precision, &Device::Cpu)
+}
+
+/// The same, with the weights on any device.
+pub(crate) fn open_from(folder: &Path, precision: Precision, device: &Device) -> (ModelConfig, Weights) {
     let config = registry::load_config(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let weights = Weights::open(folder, &Device::Cpu, precision).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let weights = Weights::open(folder, device, precision).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     (config, weights)
 }
 

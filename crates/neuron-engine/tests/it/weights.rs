@@ -84,7 +84,7 @@ fn a_large_slice_is_read_whole() {
 fn headers_tell_the_totals_and_reading_is_remembered() {
     let folder = small(DType::BF16);
     let weights = open(folder.path()).unwrap();
-    assert_eq!(weights.totals(), Totals { parameters: 14, bytes: 28 });
+    assert_eq!(weights.totals(), Totals { parameters: 14, bytes: 28, dtype: Some(DType::BF16) });
     assert_eq!(weights.unread(), ["a.w", "b"]);
     assert!(weights.contains("b") && weights.pp("a").contains("w") && !weights.contains("w"));
     weights.pp("a").stack(&[Part::slice("w", &[4, 3], 0, 0..1)]).unwrap();

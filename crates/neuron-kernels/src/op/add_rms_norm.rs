@@ -1,13 +1,17 @@
 //! The residual addition and the norm that follows it, in one pass over memory.
 
 use super::rms_norm::{check_weight, rms_norm_rows};
+#[cfg(feature = "cuda")]
+use super::rms_norm::{row_form, rows_and_width};
 use crate::cpu::view::{f32s, floats};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// Adds `x` to the residual stream and normalises the sum.
 ///
-/// `x` and `residual` are `[.., H]`, `weight` is `[H]`. Gives the normed rows and `x + residual`, both shaped as `x`; they are
-/// views of one allocation.
+/// `x` and `residual` are `[.., H]`, `weight` is `[H]`. Gives the normed rows and `x + residual`, both shaped as `x`; on the CPU they
+/// are views of one allocation.
 ///
 /// # Errors
 /// When the shapes differ, or a type is not f32 on the CPU (the weight may be bf16 or f16).
@@ -16,8 +20,24 @@ pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) ->
         bail!("add_rms_norm: x {:?} and residual {:?} must have one shape", x.dims(), residual.dims());
     }
     check_weight("add_rms_norm", x, weight)?;
-    let both = x.contiguous()?.apply_op3_no_bwd(&residual.contiguous()?, &weight.contiguous()?, &AddRmsNorm { eps })?;
+    let (x, residual, weight) = (x.contiguous()?, residual.contiguous()?, weight.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, &x, &residual, &weight, eps);
+    }
+    let both = x.apply_op3_no_bwd(&residual, &weight, &AddRmsNorm { eps })?;
     Ok((both.get(0)?, both.get(1)?))
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let (rows, width) = rows_and_width(x);
+    let (sum, normed) = (gpu.empty(x.dims(), x.dtype())?, gpu.empty(x.dims(), x.dtype())?);
+    let (form, threads) = row_form(width);
+    let name = format!("add_rms_norm{form}_{}", suffix("add_rms_norm", x, &[residual, weight])?);
+    let launch = Launch::new(gpu, name).grid(rows, 1, 1).block(threads).tensor(x)?.tensor(residual)?.tensor(weight)?;
+    launch.arg(eps).arg(width as u32).tensor(&sum)?.tensor(&normed)?.go()?;
+    Ok((normed, sum))
 }
 
 /// Gives `[2, .., H]`: the normed rows, then the sums.

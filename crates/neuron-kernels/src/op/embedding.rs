@@ -3,11 +3,14 @@
 use crate::cpu::element::Element;
 use crate::cpu::fill_rows;
 use crate::cpu::view::{each_float, floats, u32s};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// Looks up one row per token.
 ///
-/// `ids` is `[T]` u32, `table` is `[V, H]` (f32, bf16 or f16), the result `[T, H]`, f32 on the CPU.
+/// `ids` is `[T]` u32, `table` is `[V, H]` (f32, bf16 or f16), the result `[T, H]`, f32 on the CPU, else
+/// of the table's type. On a GPU an id that is not below V gives zeros.
 ///
 /// # Errors
 /// When the shapes are not those, or (on the CPU) an id is not below V.
@@ -15,7 +18,23 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     if ids.rank() != 1 || table.rank() != 2 {
         bail!("embedding: ids must be [T] and table [V, H], got {:?} and {:?}", ids.dims(), table.dims());
     }
-    table.contiguous()?.apply_op2_no_bwd(&ids.contiguous()?, &Embedding)
+    let (table, ids) = (table.contiguous()?, ids.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(table.device())? {
+        return on_gpu(&gpu, &ids, &table);
+    }
+    table.apply_op2_no_bwd(&ids, &Embedding)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let (vocab, width) = table.dims2()?;
+    let tokens = ids.elem_count();
+    let out = gpu.empty((tokens, width), table.dtype())?;
+    let threads = (width / 8).next_multiple_of(32).clamp(32, 512);
+    let launch = Launch::new(gpu, format!("embedding_{}", suffix("embedding", table, &[])?)).grid(tokens, 1, 1).block(threads);
+    launch.tensor(ids)?.tensor(table)?.arg(vocab as u32).arg(width as u32).tensor(&out)?.go()?;
+    Ok(out)
 }
 
 struct Embedding;

@@ -4,6 +4,8 @@ use crate::cpu::fill_rows;
 use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::cpu::math::{erf, sigmoid};
 use crate::cpu::view::f32s;
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 /// `x / 2 * (1 + erf(x / √2))`: GELU as it is defined. Any shape.
@@ -11,7 +13,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 /// # Errors
 /// When `x` is not f32 on the CPU.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&GeluErf)
+    let x = x.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, "gelu_erf", &x);
+    }
+    x.apply_op1_no_bwd(&GeluErf)
 }
 
 /// `x / 2 * (1 + tanh(√(2/π) (x + 0.044715 x³)))`: the usual approximation. Any shape.
@@ -19,7 +26,21 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When `x` is not f32 on the CPU.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&GeluTanh)
+    let x = x.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, "gelu_tanh", &x);
+    }
+    x.apply_op1_no_bwd(&GeluTanh)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, op: &str, x: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let out = gpu.empty(x.dims(), x.dtype())?;
+    let launch = Launch::new(gpu, format!("{op}_{}", suffix(op, x, &[])?)).grid(count.div_ceil(256).min(1 << 16), 1, 1);
+    launch.tensor(x)?.arg(count as u64).tensor(&out)?.go()?;
+    Ok(out)
 }
 
 struct GeluErf;

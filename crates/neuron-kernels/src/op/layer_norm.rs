@@ -1,10 +1,14 @@
 //! Layer norm with weight and bias.
 
 use super::rms_norm::check_weight;
+#[cfg(feature = "cuda")]
+use super::rms_norm::rows_and_width;
 use crate::cpu::fill_rows;
 use crate::cpu::lanes::dispatch;
 use crate::cpu::normalize::LayerRow;
 use crate::cpu::view::{each_float, f32s, floats};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dimension.
@@ -16,7 +20,21 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
     check_weight("layer_norm", x, weight)?;
     check_weight("layer_norm", x, bias)?;
-    x.contiguous()?.apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &LayerNorm { eps })
+    let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, &x, &weight, &bias, eps);
+    }
+    x.apply_op3_no_bwd(&weight, &bias, &LayerNorm { eps })
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(x);
+    let out = gpu.empty(x.dims(), x.dtype())?;
+    let launch = Launch::new(gpu, format!("layer_norm_{}", suffix("layer_norm", x, &[weight, bias])?)).grid(rows, 1, 1);
+    launch.tensor(x)?.tensor(weight)?.tensor(bias)?.arg(eps).arg(width as u32).tensor(&out)?.go()?;
+    Ok(out)
 }
 
 struct LayerNorm {

@@ -1,8 +1,11 @@
 //! `x · wᵀ + bias`, the product behind every projection.
 
+use super::silu_mul::silu_mul;
 use crate::cpu::matmul::{Dims, matmul_nt};
 use crate::cpu::view::{each_float, f32s, floats};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, Product, suffix};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Multiplies rows by a weight that is stored output by output.
 ///
@@ -12,6 +15,40 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 /// # Errors
 /// When the shapes do not fit together, or a type is none of those.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    product(x, w, bias, x.dtype())
+}
+
+/// The same in f32, whatever the type of `x`: for logits.
+///
+/// # Errors
+/// As [`linear`].
+pub fn linear_f32(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    product(x, w, None, DType::F32)
+}
+
+/// The gated product of a feed-forward block: `silu(x · gateᵀ) * (x · upᵀ)`.
+///
+/// `x` is `[T, K]`, `gate_up` is `[2I, K]` with the gate above, `bias` is `[2I]`, the result `[T, I]`.
+///
+/// # Errors
+/// As [`linear`] and [`silu_mul`].
+pub fn gated_linear(x: &Tensor, gate_up: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (Some(gpu), None, Ok((rows, k)), Ok((both, w_k))) = (Gpu::of(x.device())?, bias, x.dims2(), gate_up.dims2())
+        && k == w_k
+        && both.is_multiple_of(2)
+        && suits_gemv(rows, k)
+    {
+        let (x, w, out) = (x.contiguous()?, gate_up.contiguous()?, gpu.empty((rows, both / 2), x.dtype())?);
+        let name = format!("gated_gemv_{}_{rows}", suffix("gated_linear", &x, &[&w])?);
+        let launch = Launch::new(&gpu, name).grid((both / 2).div_ceil(GEMV_WARPS), 1, 1).block(32 * GEMV_WARPS);
+        launch.tensor(&x)?.tensor(&w)?.arg((both / 2) as u32).arg(k as u32).tensor(&out)?.go()?;
+        return Ok(out);
+    }
+    silu_mul(&linear(x, gate_up, bias)?)
+}
+
+fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, to: DType) -> Result<Tensor> {
     let ((_, k), (n, w_k)) = match (x.dims2(), w.dims2()) {
         (Ok(x), Ok(w)) => (x, w),
         _ => bail!("linear: x must be [T, K] and w [N, K], got {:?} and {:?}", x.dims(), w.dims()),
@@ -19,12 +56,48 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if k != w_k {
         bail!("linear: x {:?} and w {:?} differ in their last size", x.dims(), w.dims());
     }
-    let (x, w) = (x.contiguous()?, w.contiguous()?);
+    if let Some(bias) = bias
+        && bias.dims() != [n]
+    {
+        bail!("linear: bias must be [{n}] beside w {:?}, got {:?}", w.dims(), bias.dims());
+    }
+    let (x, w, bias) = (x.contiguous()?, w.contiguous()?, bias.map(Tensor::contiguous).transpose()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, &x, &w, bias.as_ref(), to);
+    }
     match bias {
         None => x.apply_op2_no_bwd(&w, &Linear),
-        Some(bias) if bias.dims() == [n] => x.apply_op3_no_bwd(&w, &bias.contiguous()?, &Linear),
-        Some(bias) => bail!("linear: bias must be [{n}] beside w {:?}, got {:?}", w.dims(), bias.dims()),
+        Some(bias) => x.apply_op3_no_bwd(&w, &bias, &Linear),
+    }?
+    .to_dtype(to)
+}
+
+/// Warps of a block of the kernels for few rows; each takes two outputs.
+#[cfg(feature = "cuda")]
+const GEMV_WARPS: usize = 8;
+
+/// So few rows are bound by the bytes of the weights. Their kernel reads whole groups of eight.
+#[cfg(feature = "cuda")]
+fn suits_gemv(rows: usize, k: usize) -> bool {
+    (1..=4).contains(&rows) && k.is_multiple_of(8)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, to: DType) -> Result<Tensor> {
+    let ((rows, k), outputs) = (x.dims2()?, w.dim(0)?);
+    let out = gpu.empty((rows, outputs), to)?;
+    let operands: Vec<&Tensor> = std::iter::once(w).chain(bias).collect();
+    let suffix = suffix("linear", x, &operands)?;
+    if !suits_gemv(rows, k) {
+        Product { x, w, bias, out: &out }.go(gpu)?;
+        return Ok(out);
     }
+    let kind = if to == x.dtype() { "gemv" } else { "gemv_wide" };
+    let blocks = outputs.div_ceil(2 * GEMV_WARPS);
+    let launch = Launch::new(gpu, format!("{kind}_{suffix}_{rows}")).grid(blocks, 1, 1).block(32 * GEMV_WARPS);
+    launch.tensor(x)?.tensor(w)?.optional(bias)?.arg(outputs as u32).arg(k as u32).tensor(&out)?.go()?;
+    Ok(out)
 }
 
 struct Linear;

@@ -5,6 +5,8 @@ use crate::cpu::element::Element;
 use crate::cpu::matmul::{Dims, matmul_nt};
 use crate::cpu::view::{Floats, f32s, floats};
 use crate::cpu::{PARALLEL_WORK_MIN, fill_rows};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -32,7 +34,128 @@ pub fn moe_experts(x: &Tensor, gate_up: &Tensor, down: &Tensor, ids: &Tensor, we
             weights.dims()
         );
     }
-    x.contiguous()?.apply_op3_no_bwd(&gate_up.contiguous()?, &down.contiguous()?, &MoeExperts { ids, weights })
+    let (x, gate_up, down) = (x.contiguous()?, gate_up.contiguous()?, down.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        let layer = OnGpu { gpu: &gpu, x: &x, gate_up: &gate_up, down: &down, ids: &ids.contiguous()?, weights: &weights.contiguous()? };
+        return layer.run();
+    }
+    x.apply_op3_no_bwd(&gate_up, &down, &MoeExperts { ids, weights })
+}
+
+/// As the kernels have them.
+#[cfg(feature = "cuda")]
+mod limits {
+    pub(super) const CHOICES_MAX: usize = 32;
+    pub(super) const EXPERTS_MAX: usize = 1024;
+    /// Outputs of a block of `moe_down_gemv`.
+    pub(super) const GEMV_OUTPUTS: usize = 4;
+    /// Rows of the weights in a tile, half of them gates where there are any.
+    pub(super) const TILE_WIDTH: usize = 128;
+    pub(super) const TILE_THREADS: usize = 128;
+    /// Bytes of a row of a tile in one stage.
+    pub(super) const TILE_ROW_BYTES: usize = 128;
+}
+
+/// The operands of one call on a GPU, contiguous.
+#[cfg(feature = "cuda")]
+struct OnGpu<'a> {
+    gpu: &'a Gpu,
+    x: &'a Tensor,
+    gate_up: &'a Tensor,
+    down: &'a Tensor,
+    ids: &'a Tensor,
+    weights: &'a Tensor,
+}
+
+/// The sizes of one call. A pair is a token and one of its choices.
+#[cfg(feature = "cuda")]
+struct Sizes {
+    tokens: usize,
+    choices: usize,
+    pairs: usize,
+    experts: usize,
+    hidden: usize,
+    inner: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl OnGpu<'_> {
+    fn run(&self) -> Result<Tensor> {
+        let ((tokens, choices), (experts, hidden, inner)) = (self.ids.dims2()?, self.down.dims3()?);
+        if self.ids.dtype() != DType::U32 || self.weights.dtype() != DType::F32 {
+            bail!("moe_experts: ids must be u32 and weights f32, got {:?} and {:?}", self.ids.dtype(), self.weights.dtype());
+        }
+        if choices == 0 || choices > limits::CHOICES_MAX {
+            bail!("moe_experts: on a GPU a token visits from 1 to {} experts, got {choices}", limits::CHOICES_MAX);
+        }
+        let suffix = suffix("moe_experts", self.x, &[self.gate_up, self.down])?;
+        let sizes = Sizes { tokens, choices, pairs: tokens * choices, experts, hidden, inner };
+        match sizes.tile_height(self.x.dtype()) {
+            None => self.pair_by_pair(&sizes, suffix),
+            Some(height) => self.in_tiles(&sizes, suffix, height),
+        }
+    }
+
+    /// Each pair reads its expert's weights for itself.
+    fn pair_by_pair(&self, sizes: &Sizes, suffix: &str) -> Result<Tensor> {
+        const WARPS: usize = 8;
+        let &Sizes { tokens, choices, pairs, experts, hidden, inner } = sizes;
+        let gated = self.gpu.empty((pairs, inner), self.x.dtype())?;
+        let launch = Launch::new(self.gpu, format!("moe_gated_gemv_{suffix}")).grid(pairs, inner.div_ceil(WARPS), 1).block(32 * WARPS);
+        let launch = launch.tensor(self.x)?.tensor(self.gate_up)?.tensor(self.ids)?.arg(experts as u32).arg(choices as u32);
+        launch.arg(hidden as u32).arg(inner as u32).tensor(&gated)?.go()?;
+        let out = self.gpu.empty((tokens, hidden), self.x.dtype())?;
+        let launch = Launch::new(self.gpu, format!("moe_down_gemv_{suffix}")).grid(tokens, hidden.div_ceil(limits::GEMV_OUTPUTS), 1);
+        let launch = launch.block(32 * choices.min(WARPS)).tensor(&gated)?.tensor(self.down)?.tensor(self.ids)?.floats(self.weights)?;
+        launch.arg(experts as u32).arg(choices as u32).arg(hidden as u32).arg(inner as u32).tensor(&out)?.go()?;
+        Ok(out)
+    }
+
+    /// The pairs of one expert share its weights, as many at a time as a tile is high. Grids are as large as the worst choice needs:
+    /// the host never learns which experts were chosen.
+    fn in_tiles(&self, sizes: &Sizes, suffix: &str, height: usize) -> Result<Tensor> {
+        let &Sizes { tokens, choices, pairs, experts, hidden, inner } = sizes;
+        let tiles_max = pairs / height + pairs.min(experts);
+        let (order, tiles) = (self.gpu.empty(pairs, DType::U32)?, self.gpu.empty((tiles_max, 4), DType::U32)?);
+        let align = Launch::new(self.gpu, "moe_align").block(limits::EXPERTS_MAX).tensor(self.ids)?.arg(pairs as u32).arg(experts as u32);
+        align.arg(height as u32).arg(tiles_max as u32).tensor(&order)?.tensor(&tiles)?.go()?;
+        let stages = if height == LOW_TILE { 4 } else { 3 };
+        let product = |name: &str, x: &Tensor, w: &Tensor, share: usize, outputs: usize, k: usize, width: usize| {
+            let out = self.gpu.empty((pairs, outputs), self.x.dtype())?;
+            let launch = Launch::new(self.gpu, format!("moe_{name}_{height}_{suffix}")).grid(outputs.div_ceil(width), tiles_max, 1);
+            let launch = launch.block(limits::TILE_THREADS).shared(stages * (height + limits::TILE_WIDTH) * limits::TILE_ROW_BYTES);
+            let launch = launch.tensor(x)?.tensor(w)?.tensor(&order)?.tensor(&tiles)?.arg(share as u32).arg(outputs as u32);
+            launch.arg(k as u32).tensor(&out)?.go()?;
+            Ok::<_, candle_core::Error>(out)
+        };
+        let gated = product("gated", self.x, self.gate_up, choices, inner, hidden, limits::TILE_WIDTH / 2)?;
+        let parts = product("down", &gated, self.down, 1, hidden, inner, limits::TILE_WIDTH)?;
+        let out = self.gpu.empty((tokens, hidden), self.x.dtype())?;
+        let combine = Launch::new(self.gpu, format!("moe_combine_{suffix}")).grid(tokens, (hidden / 8).div_ceil(256), 1);
+        let combine = combine.tensor(&parts)?.tensor(self.ids)?.floats(self.weights)?.arg(experts as u32).arg(choices as u32);
+        combine.arg(hidden as u32).tensor(&out)?.go()?;
+        Ok(out)
+    }
+}
+
+/// The two heights of a tile: one that wastes little where few rows choose an expert, one that reads weights seldom.
+#[cfg(feature = "cuda")]
+const LOW_TILE: usize = 16;
+#[cfg(feature = "cuda")]
+const HIGH_TILE: usize = 64;
+
+#[cfg(feature = "cuda")]
+impl Sizes {
+    /// How high the tiles should be; `None` where pair by pair is better, or the only form: tiles are of whole groups of eight
+    /// sixteen-bit elements.
+    fn tile_height(&self, dtype: DType) -> Option<usize> {
+        const FEW_PAIRS: usize = 32;
+        let fits =
+            dtype != DType::F32 && self.hidden.is_multiple_of(8) && self.inner.is_multiple_of(8) && self.experts <= limits::EXPERTS_MAX;
+        let height = if self.pairs <= LOW_TILE * self.experts { LOW_TILE } else { HIGH_TILE };
+        (fits && self.pairs > FEW_PAIRS).then_some(height)
+    }
 }
 
 /// The router's choice rides along: candle's ops have three operands.

@@ -16,6 +16,10 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 /// When the shapes do not fit together, the batch does not describe `q`, or a block table is too short or names a block outside
 /// the cache.
 pub fn paged_attention(q: &Tensor, k_cache: &Tensor, v_cache: &Tensor, batch: &PagedBatch, scale: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = crate::cuda::Gpu::of(q.device())? {
+        return crate::cuda::attention::paged(&gpu, &q.contiguous()?, [k_cache, v_cache], batch.tables()?, scale);
+    }
     check(q, k_cache, v_cache, batch)?;
     q.contiguous()?.apply_op3_no_bwd(k_cache, v_cache, &PagedAttention { batch, scale })
 }
@@ -196,6 +200,7 @@ mod tests {
                 block_tables: vec![self.table.clone().into()],
                 slots: vec![],
                 block_size: self.case.block,
+                tables: None,
             };
             paged_attention(&self.q.narrow(0, start, len).unwrap(), &self.caches[0], &self.caches[1], &batch, 0.3).unwrap()
         }
@@ -271,6 +276,7 @@ mod tests {
                 block_tables: vec![a.table.clone().into(); spans.len()],
                 slots: vec![],
                 block_size: case.block,
+                tables: None,
             };
             let parts: Vec<Tensor> = spans.iter().map(|&(start, len)| a.q.narrow(0, start, len).unwrap()).collect();
             let together = paged_attention(&Tensor::cat(&parts, 0).unwrap(), &a.caches[0], &a.caches[1], &batch, 0.3).unwrap();
@@ -283,8 +289,14 @@ mod tests {
     fn a_batch_that_does_not_fit_is_named() {
         let cache = Tensor::zeros((4, 2, 8, 6), DType::F32, &Device::Cpu).unwrap();
         let q = noise((3, 4, 6), 1);
-        let good =
-            PagedBatch { query_lens: vec![3], context_lens: vec![9], block_tables: vec![vec![0, 3].into()], slots: vec![], block_size: 8 };
+        let good = PagedBatch {
+            query_lens: vec![3],
+            context_lens: vec![9],
+            block_tables: vec![vec![0, 3].into()],
+            slots: vec![],
+            block_size: 8,
+            ..PagedBatch::default()
+        };
         let cases = [
             (PagedBatch { query_lens: vec![2], ..good.clone() }, "paged_attention: query_lens add up to 2, q is [3, 4, 6]"),
             (PagedBatch { context_lens: vec![2], ..good.clone() }, "paged_attention: sequence 0 has 3 new tokens in a context of 2"),

@@ -4,6 +4,8 @@ use crate::cpu::fill_rows;
 use crate::cpu::lanes::dispatch;
 use crate::cpu::normalize::RmsRow;
 use crate::cpu::view::{Floats, each_float, f32s, floats};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension.
@@ -14,7 +16,41 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 /// When the weight does not fit the last size of `x`, or a type is none of those.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     check_weight("rms_norm", x, weight)?;
-    x.contiguous()?.apply_op2_no_bwd(&weight.contiguous()?, &RmsNorm { eps })
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, &x, &weight, eps);
+    }
+    x.apply_op2_no_bwd(&weight, &RmsNorm { eps })
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let (rows, width) = rows_and_width(x);
+    let normed = gpu.empty(x.dims(), x.dtype())?;
+    let (form, threads) = row_form(width);
+    let launch = Launch::new(gpu, format!("rms_norm{form}_{}", suffix("rms_norm", x, &[weight])?)).grid(rows, 1, 1).block(threads);
+    launch.tensor(x)?.tensor(weight)?.arg(eps).arg(width as u32).tensor(&normed)?.go()?;
+    Ok(normed)
+}
+
+/// Rows and their width, over the last dimension.
+#[cfg(feature = "cuda")]
+pub(crate) fn rows_and_width(x: &Tensor) -> (usize, usize) {
+    let width = x.dims().last().copied().unwrap_or(1);
+    (x.elem_count().checked_div(width).unwrap_or(0), width)
+}
+
+/// Which form of a norm suits a row, and how many threads: rows that are whole groups of eight stay in registers, up to four groups a
+/// thread.
+#[cfg(feature = "cuda")]
+pub(crate) fn row_form(width: usize) -> (&'static str, usize) {
+    const GROUP: usize = 8;
+    const TURNS: usize = 4;
+    match width.is_multiple_of(GROUP) && width <= GROUP * TURNS * 1024 {
+        true => ("", (width / GROUP).div_ceil(if width > GROUP * 512 { TURNS } else { 1 }).next_multiple_of(32).min(1024)),
+        false => ("_any", 256),
+    }
 }
 
 /// Holds a `[H]` operand against the last size of `x`.

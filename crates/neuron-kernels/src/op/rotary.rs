@@ -2,21 +2,71 @@
 
 use crate::cpu::fill_rows;
 use crate::cpu::view::f32s;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Rotates the halves of each head: element `i` of the first half with element `i` of the second.
 ///
-/// `x` is `[T, H, D]`, `cos` and `sin` are `[T, D/2]`, the result has the shape of `x`.
+/// `x` is `[T, H, D]`, `cos` and `sin` are `[T, D/2]` f32, the result has the shape of `x`.
 ///
 /// # Errors
 /// When the shapes are not those, or a type is not f32 on the CPU.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     match x.dims() {
-        &[t, _, d] if d % 2 == 0 && cos.dims() == [t, d / 2] && sin.dims() == [t, d / 2] => {
-            x.contiguous()?.apply_op3_no_bwd(&cos.contiguous()?, &sin.contiguous()?, &Rotary)
-        }
+        &[t, _, d] if d % 2 == 0 && cos.dims() == [t, d / 2] && sin.dims() == [t, d / 2] => {}
         dims => bail!("rotary: x must be [T, H, D], cos and sin [T, D/2], got {dims:?}, {:?} and {:?}", cos.dims(), sin.dims()),
     }
+    let (x, cos, sin) = (x.contiguous()?, cos.contiguous()?, sin.contiguous()?);
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(x.device())? {
+        return on_gpu(&gpu, &x, &cos, &sin);
+    }
+    x.apply_op3_no_bwd(&cos, &sin, &Rotary)
+}
+
+/// The cosines and sines of one step's angles, `[T, D/2]` f32 each.
+///
+/// `positions` is `[A, T]` u32, one row per axis (time, height, width); `frequencies` is `[A, D/2]` f32, each frequency in the row of the
+/// axis that it belongs to and zero in the others, so that an angle is one product.
+///
+/// # Errors
+/// When the shapes do not fit together, or a type is none of those.
+pub fn rotary_table(positions: &Tensor, frequencies: &Tensor) -> Result<(Tensor, Tensor)> {
+    match (positions.dims(), frequencies.dims()) {
+        ([axes, _], [rows, _]) if axes == rows => {}
+        (positions, frequencies) => {
+            bail!("rotary_table: positions must be [A, T] and frequencies [A, D/2], got {positions:?} and {frequencies:?}")
+        }
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(positions.device())? {
+        return table_on_gpu(&gpu, &positions.contiguous()?, frequencies);
+    }
+    let angles = positions.t()?.to_dtype(DType::F32)?.contiguous()?.matmul(frequencies)?;
+    Ok((angles.cos()?, angles.sin()?))
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    const WARPS: usize = 8;
+    let (tokens, heads, width) = x.dims3()?;
+    let rows = tokens * heads;
+    let out = gpu.empty(x.dims(), x.dtype())?;
+    let launch = Launch::new(gpu, format!("rotary_{}", suffix("rotary", x, &[])?)).grid(rows.div_ceil(WARPS), 1, 1).block(32 * WARPS);
+    let launch = launch.tensor(x)?.floats(cos)?.floats(sin)?;
+    launch.arg(heads as u32).arg(width as u32).arg(rows as u32).tensor(&out)?.go()?;
+    Ok(out)
+}
+
+#[cfg(feature = "cuda")]
+fn table_on_gpu(gpu: &Gpu, positions: &Tensor, frequencies: &Tensor) -> Result<(Tensor, Tensor)> {
+    let ((axes, tokens), half) = (positions.dims2()?, frequencies.dim(1)?);
+    let (cos, sin) = (gpu.empty((tokens, half), DType::F32)?, gpu.empty((tokens, half), DType::F32)?);
+    let launch = Launch::new(gpu, "rotary_table").grid((tokens * half).div_ceil(256), 1, 1);
+    let launch = launch.tensor(positions)?.floats(frequencies)?.arg(axes as u32).arg(tokens as u32).arg(half as u32);
+    launch.tensor(&cos)?.tensor(&sin)?.go()?;
+    Ok((cos, sin))
 }
 
 struct Rotary;

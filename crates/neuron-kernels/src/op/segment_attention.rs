@@ -20,6 +20,17 @@ pub fn segment_attention(q: &Tensor, k: &Tensor, v: &Tensor, segment_lens: &[usi
     if total != q.dim(0)? {
         bail!("segment_attention: segment_lens add up to {total}, q is {:?}", q.dims());
     }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = crate::cuda::Gpu::of(q.device())? {
+        let starts: Vec<u32> = std::iter::once(0)
+            .chain(segment_lens.iter().scan(0, |end, len| {
+                *end += *len as u32;
+                Some(*end)
+            }))
+            .collect();
+        let starts = Tensor::new(starts, q.device())?;
+        return crate::cuda::attention::segments(&gpu, [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?], &starts, scale);
+    }
     q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &SegmentAttention { segment_lens, scale })
 }
 

@@ -4,6 +4,8 @@ use crate::cpu::fill_rows;
 use crate::cpu::lanes::{Kernel, Lanes, dispatch};
 use crate::cpu::math::sigmoid;
 use crate::cpu::view::f32s;
+#[cfg(feature = "cuda")]
+use crate::cuda::{Gpu, Launch, suffix};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// `silu(gate) * up` where each row holds the gate, then the up projection.
@@ -13,10 +15,25 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 /// # Errors
 /// When `gate_up` is not that, or not f32 on the CPU.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
-    match gate_up.dims() {
-        [_, width] if width % 2 == 0 => gate_up.contiguous()?.apply_op1_no_bwd(&SiluMul),
-        dims => bail!("silu_mul: gate_up must be [T, 2I], got {dims:?}"),
+    if !matches!(gate_up.dims(), [_, width] if width % 2 == 0) {
+        bail!("silu_mul: gate_up must be [T, 2I], got {:?}", gate_up.dims());
     }
+    let gate_up = gate_up.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = Gpu::of(gate_up.device())? {
+        return on_gpu(&gpu, &gate_up);
+    }
+    gate_up.apply_op1_no_bwd(&SiluMul)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(gpu: &Gpu, gate_up: &Tensor) -> Result<Tensor> {
+    let (rows, width) = (gate_up.dim(0)?, gate_up.dim(1)? / 2);
+    let out = gpu.empty((rows, width), gate_up.dtype())?;
+    let blocks = (rows * width / 8).div_ceil(256).clamp(1, 1 << 16);
+    let launch = Launch::new(gpu, format!("silu_mul_{}", suffix("silu_mul", gate_up, &[])?)).grid(blocks, 1, 1);
+    launch.tensor(gate_up)?.arg(width as u32).arg((rows * width) as u64).tensor(&out)?.go()?;
+    Ok(out)
 }
 
 struct SiluMul;

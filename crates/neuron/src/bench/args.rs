@@ -16,7 +16,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SHAPE")]
     pub random: Option<Shape>,
     /// Write the made-up weights to a file first, so that loading can be measured, too. Needs the room on disk.
-    #[arg(long, requires = "random")]
+    #[arg(long)]
     pub store: bool,
     /// What to measure; all unless named.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]

@@ -26,7 +26,7 @@ const SERVE_TOKENS: usize = 128;
 
 /// Measures what `args` ask for.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<Report> {
-    let devices = DeviceSet::cpu(1).context("cannot start the device thread")?;
+    let (devices, _) = DeviceSet::detect(1).context("cannot start the device thread")?;
     let subject = Subject::prepare(args)?;
     let limits = HostLimits::measure(&devices, &subject).await?;
     let model = load_model(&devices, &subject, args).await?;
@@ -184,6 +184,7 @@ impl BenchArgs {
         let counts = [&self.batches, &self.contexts, &self.prefills, &self.concurrency];
         ensure!(counts.iter().all(|counts| counts.iter().all(|count| *count > 0)), "every count must be 1 or more");
         ensure!(self.rounds > 0 && self.tokens > 1 && self.step_tokens > 0, "--rounds and --step-tokens must be 1 or more, --tokens 2");
+        ensure!(!self.store || self.random.is_some(), "--store writes made-up weights: name a shape with --random");
         Ok(())
     }
 }

@@ -47,14 +47,10 @@ fn a_step_is_laid_end_to_end() {
     assert_eq!(second.ids(&SequenceMap::default()).unwrap(), [99, 26, 27, 28, 29]);
     assert_eq!(second.positions(), [3, 6, 7, 8, 9].repeat(3));
     assert_eq!(second.logit_rows(), [0, 4]);
-    let paged = PagedBatch {
-        query_lens: vec![1, 4],
-        context_lens: vec![4, 10],
-        block_tables: vec![vec![0].into(), vec![1, 2, 3].into()],
-        slots: vec![3, 10, 11, 12, 13],
-        block_size: 4,
-    };
-    assert_eq!(second.paged(), paged);
+    let PagedBatch { query_lens, context_lens, block_tables, slots, block_size, .. } = second.paged();
+    assert_eq!((query_lens, context_lens, block_size), (vec![1, 4], vec![4, 10], 4));
+    assert_eq!(block_tables, [vec![0].into(), vec![1, 2, 3].into()]);
+    assert_eq!(slots, [3, 10, 11, 12, 13]);
 }
 
 #[test]
