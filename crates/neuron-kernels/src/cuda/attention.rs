@@ -50,7 +50,7 @@ pub(crate) fn paged(gpu: &Gpu, q: &Tensor, caches: [&Tensor; 2], tables: &PagedT
         return Ok(out);
     };
     // Sequences with one new token, then those with more; each kernel leaves the other's alone.
-    let parts = parts(gpu, sequences * kv_heads, table_width);
+    let parts = parts(gpu, sequences * kv_heads, table_width).min(parts_max(built, group));
     let gathered = gpu.empty(if parts > 1 { sequences * kv_heads * parts * group * built } else { 1 }, DType::F32)?;
     let masses = gpu.empty(if parts > 1 { sequences * kv_heads * parts * group * 2 } else { 1 }, DType::F32)?;
     let launch = start(format!("paged_decode_{suffix}_{built}"))?.arg(heads as u32).arg(kv_heads as u32).arg(width as u32).arg(scale);
@@ -104,6 +104,11 @@ fn plain_fits(width: usize) -> Result<()> {
 /// Bytes of a row of a tile: chunks of 16, one more where that keeps rows in different banks.
 fn row_bytes(width: usize) -> usize {
     16 * (width / 8 + usize::from(!width.is_multiple_of(64)))
+}
+
+/// The block that adds the parts up keeps the maximum and the sum of each in the memory of its ring.
+fn parts_max(built: usize, group: usize) -> usize {
+    WARPS * RING * BLOCK * row_bytes(built) / (group * size_of::<[f32; 2]>())
 }
 
 /// Into how many parts a context is cut so that two blocks of threads run on every multiprocessor.
