@@ -299,6 +299,7 @@ proptest! {
 
 #[test]
 fn greedy_tokens_and_best_fives_are_the_references() {
+    let mut compared = 0;
     for set in fixtures::sets() {
         for name in set.checkpoints().into_iter().filter(|name| !name.contains("bert")) {
             for (case, json) in set.cases(&name) {
@@ -311,9 +312,14 @@ fn greedy_tokens_and_best_fives_are_the_references() {
                     let sampled = draw(logits, &SampleRow { logprobs: Some(5), ..row(&params) }).unwrap();
                     assert_eq!(sampled.token, greedy[step], "{name}, {case}, step {step}");
                     let top: Vec<u32> = sampled.logprob.unwrap().top.iter().map(|t| t.0).collect();
-                    assert_eq!(top, ids(&json["steps"][step]["top5_ids"]), "{name}, {case}, step {step}");
+                    // Not every fixture keeps the five best of its steps.
+                    if let Some(best) = json["steps"][step].get("top5_ids") {
+                        assert_eq!(top, ids(best), "{name}, {case}, step {step}");
+                        compared += 1;
+                    }
                 }
             }
         }
     }
+    assert!(compared > 0, "no five best were compared");
 }
