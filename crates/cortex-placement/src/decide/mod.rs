@@ -15,7 +15,7 @@ use crate::action::{Action, Step};
 use crate::desired::Desired;
 use crate::moment::Moment;
 use crate::observed::{Demand, ModelDemand, ModelState, Observed, Reach};
-use crate::profile::Mode;
+use crate::profile::{Mode, Residency};
 use crate::words::{count, gib};
 use fit::{Offer, Way};
 use survey::Survey;
@@ -27,14 +27,16 @@ const PARALLEL_DEFAULT: usize = 4;
 pub fn decide(desired: &Desired, observed: &Observed, demand: &Demand, now: Moment) -> Vec<Action> {
     let mut decision = Decision { survey: Survey::take(desired, observed, demand, now), actions: Vec::new() };
     decision.retire_misplaced();
-    decision.keep_residents();
-    decision.meet_demand();
+    decision.give_places();
     decision.retire_surplus();
     decision.grow();
     decision.finish_drained();
     decision.defrag();
     decision.actions
 }
+
+/// Pinned before others, then by priority.
+type Rank = (bool, i32);
 
 /// A decision in the making: the fleet as it will be once the actions so far are done.
 struct Decision<'a> {
@@ -61,10 +63,35 @@ impl Decision<'_> {
         }
     }
 
-    /// Models that are held always get their proven places first, others where those are gone.
-    fn keep_residents(&mut self) {
+    /// Who outranks others chooses first: a resident that made room for a higher rank must not claim it back before that one is there.
+    fn give_places(&mut self) {
         let desired = self.survey.desired;
-        for &model in &desired.residents {
+        let mut residents: Vec<(Rank, usize)> = desired.residents.iter().map(|model| (self.rank(*model), *model)).collect();
+        residents.retain(|(_, model)| self.survey.kept[*model] < desired.models[*model].profile.replicas.max);
+        let mut waiting: Vec<(Rank, ModelDemand, usize)> =
+            self.survey.waiting().map(|(model, demand)| (self.rank(model), demand, model)).collect();
+        waiting.sort_by_key(|(_, demand, model)| (demand.since, *model));
+        let mut ranks: Vec<Rank> = residents.iter().map(|(rank, _)| *rank).chain(waiting.iter().map(|(rank, ..)| *rank)).collect();
+        ranks.sort_unstable_by_key(|rank| Reverse(*rank));
+        ranks.dedup();
+        for rank in ranks {
+            let held: Vec<usize> = residents.iter().filter(|(own, _)| *own == rank).map(|(_, model)| *model).collect();
+            self.keep_residents(&held);
+            for (_, demand, model) in waiting.iter().filter(|(own, ..)| *own == rank) {
+                self.meet_demand(*model, *demand);
+            }
+        }
+    }
+
+    fn rank(&self, model: usize) -> Rank {
+        let profile = &self.survey.desired.models[model].profile;
+        (profile.residency == Residency::Pinned, profile.priority)
+    }
+
+    /// Models that are held always get their proven places first, others where those are gone.
+    fn keep_residents(&mut self, models: &[usize]) {
+        let desired = self.survey.desired;
+        for &model in models {
             let wanted = &desired.models[model];
             for home in &wanted.homes {
                 let preload = wanted.spots.get(&home.host).is_some_and(|spot| spot.mode == Mode::Preload);
@@ -78,7 +105,7 @@ impl Decision<'_> {
                 }
             }
         }
-        for &model in &desired.residents {
+        for &model in models {
             while self.survey.kept[model] < desired.models[model].profile.replicas.min {
                 let Some(offer) = self.survey.best_offer(model, true, |mode| mode != Mode::OnDemand) else { break };
                 self.accept(model, offer, &Purpose::Resident);
@@ -86,15 +113,12 @@ impl Decision<'_> {
         }
     }
 
-    /// Models that somebody waits for and nobody serves: the highest priority first, then who waits longest.
-    fn meet_demand(&mut self) {
-        let desired = self.survey.desired;
-        let mut waiting: Vec<(usize, ModelDemand)> = self.survey.waiting().filter(|(model, _)| self.survey.serving[*model] == 0).collect();
-        waiting.sort_by_key(|(model, demand)| (Reverse(desired.models[*model].profile.priority), demand.since, *model));
-        for (model, demand) in waiting {
-            if let Some(offer) = self.survey.best_offer(model, true, |_| true) {
-                self.accept(model, offer, &Purpose::Demand(demand));
-            }
+    /// A model that somebody waits for and nobody serves.
+    fn meet_demand(&mut self, model: usize, demand: ModelDemand) {
+        if self.survey.serving[model] == 0
+            && let Some(offer) = self.survey.best_offer(model, true, |_| true)
+        {
+            self.accept(model, offer, &Purpose::Demand(demand));
         }
     }
 

@@ -142,6 +142,16 @@ fn who_may_be_displaced() {
 }
 
 #[test]
+fn a_resident_that_made_room_comes_back_after_the_one_that_outranks_it() {
+    let wants = desired(&[("x", &[100])], &[model("a", 80).home("x", &[0]).priority(99), model("b", 80)]);
+    let empty = observed(vec![node("x", &[100])]);
+    assert_eq!(told(&wants, &empty, &Demand::none().with("b", 1, Moment(0)), Moment(60 * S)), "load b on x:0");
+    assert_eq!(told(&wants, &empty, &Demand::none(), Moment(60 * S)), "load a on x:0");
+    let equal = desired(&[("x", &[100])], &[model("a", 80).home("x", &[0]), model("b", 80)]);
+    assert_eq!(told(&equal, &empty, &Demand::none().with("b", 1, Moment(0)), Moment(60 * S)), "load a on x:0");
+}
+
+#[test]
 fn turns_grow_longer_while_models_swap() {
     let wants = desired(&[("x", &[100])], &[model("a", 80), model("b", 80)]);
     for (swaps, patience_s) in [(0, 10), (4, 20), (8, 40), (400, 80)] {
