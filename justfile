@@ -24,3 +24,7 @@ fmt:
 # Lints, as CI sees them.
 lint:
     cargo clippy --release --workspace --all-targets -- -D warnings
+
+# What faults cost: runs the fault table and writes docs/faults.md.
+faults:
+    CORTEX_WRITE_FAULTS=1 cargo test --release -p cortex-gateway --test it fault_table -- --nocapture

@@ -29,12 +29,13 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 /// A gateway at an address.
 pub(crate) struct Gateway {
     url: String,
+    key: Option<String>,
     http: Client<HttpConnector, Full<Bytes>>,
 }
 
 impl Gateway {
     /// A client of the gateway at `url`; nothing is sent yet.
-    pub(crate) fn new(url: &str) -> Result<Self> {
+    pub(crate) fn new(url: &str, key: Option<String>) -> Result<Self> {
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let url = url.trim_end_matches('/').to_owned();
         let wrong =
@@ -49,7 +50,7 @@ impl Gateway {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_millis(CONNECT_MS_MAX)));
         connector.set_nodelay(true);
-        Ok(Self { url, http: Client::builder(TokioExecutor::new()).build(connector) })
+        Ok(Self { url, key, http: Client::builder(TokioExecutor::new()).build(connector) })
     }
 
     /// The answer of `GET path`, typed and as it came.
@@ -68,6 +69,14 @@ impl Gateway {
         Ok((serde_json::from_slice(&body).map_err(odd)?, raw))
     }
 
+    /// The seconds since 1970 that the other side's clock shows, where it tells.
+    pub(crate) async fn clock(&self, path: &str) -> Result<Option<String>> {
+        let answer = self.send(Method::GET, path, Bytes::new());
+        let answer =
+            tokio::time::timeout(Duration::from_millis(ANSWER_MS_MAX), answer).await.map_err(|_| self.silent(ANSWER_MS_MAX / 1000))??;
+        Ok(answer.headers().get(header::DATE).and_then(|date| Some(date.to_str().ok()?.to_owned())))
+    }
+
     /// The events of `POST path`.
     pub(crate) async fn stream(&self, path: &str, body: &Value) -> Result<Events<'_>> {
         let send = self.send(Method::POST, path, Bytes::from(body.to_string()));
@@ -80,9 +89,12 @@ impl Gateway {
             .method(method)
             .uri(format!("{}{path}", self.url))
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::USER_AGENT, concat!("cortex/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body))
-            .map_err(|error| CliError::new(format!("cannot ask {}{path}: {error}", self.url)))?;
+            .header(header::USER_AGENT, concat!("cortex/", env!("CARGO_PKG_VERSION")));
+        let request = match &self.key {
+            Some(key) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
+            None => request,
+        };
+        let request = request.body(Full::new(body)).map_err(|error| CliError::new(format!("cannot ask {}{path}: {error}", self.url)))?;
         let answer = self.http.request(request).await.map_err(|error| self.unreachable(&error))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -173,10 +185,10 @@ mod tests {
     #[test]
     fn addresses_are_checked_before_anything_is_sent() {
         for good in ["http://127.0.0.1:31313", "http://gateway.internal/", "beast:31313"] {
-            assert!(Gateway::new(good).is_ok(), "{good}");
+            assert!(Gateway::new(good, None).is_ok(), "{good}");
         }
         for bad in ["https://gateway", "http://gateway/v1", "http://", "not an address"] {
-            assert!(Gateway::new(bad).is_err(), "{bad}");
+            assert!(Gateway::new(bad, None).is_err(), "{bad}");
         }
     }
 

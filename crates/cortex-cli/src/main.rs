@@ -7,6 +7,7 @@ mod client;
 mod conversation;
 #[cfg(feature = "local")]
 mod demo;
+mod doctor;
 mod error;
 mod log;
 mod models;
@@ -48,7 +49,15 @@ enum Command {
     /// Run a gateway in front of the neurons that its configuration names
     Serve(serve::ServeArgs),
     /// Show the nodes of the fleet: state, memory, models, load
-    Status(AskArgs),
+    Status {
+        #[command(flatten)]
+        ask: AskArgs,
+        /// Show it anew each second, until Ctrl-C
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Check a configuration and every node that it names
+    Doctor(serve::ServeArgs),
     /// List the models that can be asked for
     Models(AskArgs),
     /// Talk to a model
@@ -79,11 +88,14 @@ struct GatewayArgs {
     /// The gateway to ask
     #[arg(long, value_name = "URL", env = "CORTEX_GATEWAY", default_value = "http://127.0.0.1:31313")]
     gateway: String,
+    /// The API key, where the gateway asks for one
+    #[arg(long, value_name = "KEY", env = "CORTEX_API_KEY", hide_env_values = true)]
+    key: Option<String>,
 }
 
 impl GatewayArgs {
     fn connect(&self) -> Result<Gateway> {
-        Gateway::new(&self.gateway)
+        Gateway::new(&self.gateway, self.key.clone())
     }
 }
 
@@ -104,7 +116,9 @@ fn run(command: Command) -> Result<Option<Status>> {
         #[cfg(feature = "local")]
         Command::Up(args) => serving(up::run(args)),
         Command::Serve(args) => serving(serve::run(args)),
-        Command::Status(ask) => asking(async { status::run(&ask.gateway.connect()?, ask.json).await }),
+        Command::Status { ask, watch: true } => asking(async { status::watch(&ask.gateway.connect()?).await }),
+        Command::Status { ask, watch: false } => asking(async { status::run(&ask.gateway.connect()?, ask.json).await }),
+        Command::Doctor(args) => asking(doctor::run(args)),
         Command::Models(ask) => asking(async { models::run(&ask.gateway.connect()?, ask.json).await.map(|()| None) }),
         Command::Chat { gateway, chat } => asking(async { chat::run(&gateway.connect()?, chat).await.map(|()| None) }),
         Command::Completions { shell } => {

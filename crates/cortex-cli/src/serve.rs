@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cortex_core::config::GatewayConfig;
-use cortex_gateway::{Drained, Gateway, Listeners};
+use cortex_gateway::{Drained, Gateway, Listeners, RunningGateway};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 
 use crate::error::{CliError, Result, Status};
 use crate::log;
-use crate::signals::StopSignals;
+use crate::signals::{ReloadSignal, StopSignals};
 
 /// What the command line asks for.
 #[derive(Debug, clap::Args)]
@@ -37,19 +38,93 @@ pub(crate) async fn run(args: ServeArgs) -> Result<()> {
     }
     log::start("info")?;
     let mut signals = StopSignals::listen()?;
-    let listener = listen("--listen", config.gateway.listen).await?;
-    let metrics = listen("--metrics-listen", config.gateway.metrics_listen).await?;
-    let listeners = Listeners { api: listener, metrics };
+    let mut reloads = ReloadSignal::listen()?;
+    let listeners = listeners(&config).await?;
     let gateway = Gateway::start_on(config, listeners).await.map_err(anyhow::Error::from)?;
     notify(NotifyState::Ready);
-    signals.next().await;
+    let mut pulse = Pulse::of_systemd();
+    loop {
+        tokio::select! {
+            () = signals.next() => break,
+            () = reloads.next() => reload(&args, &gateway),
+            () = pulse.next() => notify(NotifyState::Watchdog),
+        }
+    }
     tracing::info!("draining; another signal stops at once");
     notify(NotifyState::Stopping);
-    stop(&mut signals, gateway.shutdown()).await
+    let draining = async {
+        tokio::select! {
+            drained = gateway.shutdown() => drained,
+            never = pulse.beat() => never,
+        }
+    };
+    stop(&mut signals, draining).await
+}
+
+/// Reads the configuration again. One that cannot be used changes nothing.
+fn reload(args: &ServeArgs, gateway: &RunningGateway) {
+    notify(NotifyState::Reloading);
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        notify(now);
+    }
+    match configuration(args) {
+        Ok(config) => drop(gateway.reload(config)),
+        Err(error) => gateway.reload_failed(&error),
+    }
+    notify(NotifyState::Ready);
+}
+
+/// The sockets that systemd opened for us, first the clients' and then Prometheus', or our own.
+async fn listeners(config: &GatewayConfig) -> Result<Listeners> {
+    let mut given = listenfd::ListenFd::from_env();
+    let mut take = |place: usize| -> Result<Option<TcpListener>> {
+        let socket = given.take_tcp_listener(place).map_err(|error| CliError::new(format!("cannot use the socket of systemd: {error}")))?;
+        let Some(socket) = socket else { return Ok(None) };
+        socket
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(socket))
+            .map(Some)
+            .map_err(|error| CliError::new(format!("cannot use the socket of systemd: {error}")))
+    };
+    let (api, metrics) = (take(0)?, take(1)?);
+    let api = match api {
+        Some(api) => api,
+        None => listen("--listen", config.gateway.listen).await?,
+    };
+    let metrics = match metrics {
+        Some(metrics) => metrics,
+        None => listen("--metrics-listen", config.gateway.metrics_listen).await?,
+    };
+    Ok(Listeners { api, metrics })
+}
+
+/// Signs of life for systemd's watchdog, from the threads that serve: when those are stuck, it starts us anew.
+struct Pulse(Option<tokio::time::Interval>);
+
+impl Pulse {
+    /// Twice in the time after which systemd loses patience, where it asked for it.
+    fn of_systemd() -> Self {
+        Self(sd_notify::watchdog_enabled().map(|patience| tokio::time::interval((patience / 2).max(Duration::from_millis(1)))))
+    }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some(interval) => drop(interval.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Goes on for ever.
+    async fn beat<T>(&mut self) -> T {
+        loop {
+            self.next().await;
+            notify(NotifyState::Watchdog);
+        }
+    }
 }
 
 /// The file, the environment and the command line, each over the one before.
-fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
+pub(crate) fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
     let text = match &args.config {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|error| CliError::new(format!("cannot read {}: {error}", path.display())).note("name the file with --config PATH"))?,
@@ -62,14 +137,36 @@ fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
     let mut config = GatewayConfig::parse(&text).and_then(|config| config.with_overrides(variables)).map_err(wrong)?;
     config.gateway.listen = args.listen.unwrap_or(config.gateway.listen);
     config.gateway.metrics_listen = args.metrics_listen.unwrap_or(config.gateway.metrics_listen);
-    Ok(config)
+    with_secrets(config)
+}
+
+/// What the configuration leaves to files of their own.
+fn with_secrets(mut config: GatewayConfig) -> Result<GatewayConfig> {
+    let read = |key: &str, path: &Path| {
+        std::fs::read_to_string(path)
+            .map_err(|error| CliError::new(format!("cannot read {}: {error}", path.display())).note(format!("gateway.{key} names it")))
+    };
+    if let Some(path) = &config.gateway.node_token_file {
+        config.gateway.node_token = read("node_token_file", path)?.trim().to_owned();
+    }
+    match config.gateway.keys_file.clone() {
+        Some(path) => {
+            let text = read("keys_file", &path)?;
+            config.with_keys(&text).map_err(|error| CliError::new(format!("{} cannot be used", path.display())).note(error.to_string()))
+        }
+        None => Ok(config),
+    }
 }
 
 fn summary(config: &GatewayConfig) -> String {
     let count = |count: usize, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
     let neurons = count(config.neurons.len(), "neuron");
     let models = count(config.placement.models().count(), "placed model");
-    format!("ok: listens on {}, metrics on {}, {neurons}, {models}", config.gateway.listen, config.gateway.metrics_listen)
+    let keys = match config.keys.len() {
+        0 => "no keys: open to whoever reaches it".to_owned(),
+        some => count(some, "key"),
+    };
+    format!("ok: listens on {}, metrics on {}, {neurons}, {models}, {keys}", config.gateway.listen, config.gateway.metrics_listen)
 }
 
 /// A socket at `address`; `flag` is the option that would choose another one.
@@ -124,7 +221,7 @@ mod tests {
     fn the_command_line_wins_over_the_file() {
         let (_file, args) = args("[gateway]\nlisten = \"0.0.0.0:2\"\n[[neurons]]\nname = \"a\"\nendpoint = \"http://a:13131\"\n");
         let config = configuration(&args).unwrap();
-        insta::assert_snapshot!(summary(&config), @"ok: listens on 127.0.0.1:1, metrics on 0.0.0.0:31314, 1 neuron, 0 placed models");
+        insta::assert_snapshot!(summary(&config), @"ok: listens on 127.0.0.1:1, metrics on 0.0.0.0:31314, 1 neuron, 0 placed models, no keys: open to whoever reaches it");
     }
 
     #[test]
@@ -133,7 +230,21 @@ mod tests {
         let error = configuration(&args).unwrap_err().to_string().replace(&file.path().display().to_string(), "FILE");
         insta::assert_snapshot!(error, @r"
         error: FILE cannot be used
-          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`
+          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`, `node_token`, `node_token_file`, `keys_file`, `cors_origins`
+        ");
+    }
+
+    #[test]
+    fn keys_may_stand_in_a_file_of_their_own() {
+        let mut keys = tempfile::NamedTempFile::new().unwrap();
+        write!(keys, "[[keys]]\nname = \"a\"\nsha256 = \"{}\"\n", "0f".repeat(32)).unwrap();
+        let (_file, args) = args(&format!("[gateway]\nkeys_file = {:?}\n", keys.path()));
+        assert_eq!(configuration(&args).unwrap().keys[0].name, "a");
+        writeln!(keys, "amdin = true").unwrap();
+        let error = configuration(&args).unwrap_err().to_string().replace(&keys.path().display().to_string(), "FILE");
+        insta::assert_snapshot!(error, @r"
+        error: FILE cannot be used
+          = line 4, `amdin`: unknown field `amdin`, expected one of `name`, `sha256`, `admin`, `models`, `requests_per_minute_max`, `tokens_per_minute_max`, `requests_open_max`, `priority`
         ");
     }
 

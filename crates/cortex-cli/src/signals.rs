@@ -1,4 +1,4 @@
-//! Being told to stop.
+//! Being told to stop, or to read the configuration again.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -23,5 +23,21 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+}
+
+/// The signal that means "read your configuration again".
+pub(crate) struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// From here on the signal does not end the process.
+    pub(crate) fn listen() -> Result<Self> {
+        let listening = signal(SignalKind::hangup());
+        listening.map(Self).map_err(|error| CliError::new(format!("cannot listen for signals: {error}")))
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

@@ -1,5 +1,7 @@
 //! `cortex status`: the fleet in one table.
 
+use std::time::Duration;
+
 use cortex_core::model::{ModelReport, ModelStatus};
 use cortex_core::node::{FleetReport, NodeReport, NodeState};
 use cortex_core::{DeviceInfo, DeviceKind};
@@ -19,6 +21,23 @@ pub(crate) async fn run(gateway: &Gateway, json: bool) -> Result<Option<Status>>
         output::text(&render(&fleet, Style::of_stdout()))?;
     }
     Ok(if is_well(&fleet) { None } else { Some(Status::Degraded) })
+}
+
+/// Shows the fleet anew each second, until the person at the keyboard has seen enough.
+pub(crate) async fn watch(gateway: &Gateway) -> Result<Option<Status>> {
+    const HOME_AND_CLEAR: &str = "\x1b[H\x1b[J";
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let style = Style::of_stdout();
+        let shown = match gateway.get::<FleetReport>("/admin/fleet").await {
+            Ok((fleet, _)) => render(&fleet, style),
+            Err(error) if style.width.is_none() => return Err(error),
+            Err(error) => format!("{error}\n"), // it may come back
+        };
+        let begin = if style.width.is_some() { HOME_AND_CLEAR } else { "" };
+        output::text(&format!("{begin}{shown}"))?;
+    }
 }
 
 /// Every node takes requests, no load failed, no device refuses work.

@@ -1,17 +1,22 @@
 //! The gateway's configuration: what `cortex.toml` may say, with its defaults. Text and variables come in as arguments.
 
+mod keys;
 mod overrides;
 mod parse;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::ModelId;
 use crate::node::NodeId;
 use crate::placement::Placement;
 
+pub use keys::{KeyEntry, KeyHash};
 pub use parse::{ConfigError, Place};
 
 /// Everything the gateway is told before it starts.
@@ -23,10 +28,16 @@ pub struct GatewayConfig {
     pub limits: Limits,
     /// `[timeouts]`
     pub timeouts: Timeouts,
+    /// `[eviction]`
+    pub eviction: EvictionSection,
     /// `[[neurons]]`
     pub neurons: Vec<NeuronEntry>,
     /// `[[models]]` and `[aliases]`
     pub placement: Placement,
+    /// `[[models]]`: how firmly each declared model stays in memory.
+    pub terms: BTreeMap<ModelId, ModelTerms>,
+    /// `[[keys]]`: who may use the gateway. None: whoever reaches it may do everything.
+    pub keys: Vec<KeyEntry>,
 }
 
 /// `[gateway]`: where it listens.
@@ -40,6 +51,16 @@ pub struct GatewaySection {
     /// Anthropic's clients begin their system prompt with a billing line that differs per conversation, so that no two
     /// conversations share a cached prefix. It is left out unless this is true.
     pub keep_billing_header: bool,
+    /// What the gateway tells its nodes to prove itself. Empty: nothing.
+    pub node_token: String,
+    /// A file that holds the same, one that fewer may read than this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_token_file: Option<PathBuf>,
+    /// A file with more `[[keys]]`, one that fewer may read than this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<PathBuf>,
+    /// Web pages of these origins may call the gateway from a browser (`https://app.example`, or `*`).
+    pub cors_origins: Vec<String>,
 }
 
 impl Default for GatewaySection {
@@ -48,8 +69,85 @@ impl Default for GatewaySection {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31313)),
             metrics_listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31314)),
             keep_billing_header: false,
+            node_token: String::new(),
+            node_token_file: None,
+            keys_file: None,
+            cors_origins: Vec::new(),
         }
     }
+}
+
+/// `[eviction]`: how models come and go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvictionSection {
+    /// Which of several models makes room first.
+    pub strategy: EvictionStrategy,
+    /// Loads and unloads of a node after which it is drained and its memory rebuilt; 0: never.
+    pub defrag_after_cycles: u32,
+    /// A model stays at least this long after its load; longer where models contend for a device.
+    pub residency_ms_min: Millis,
+    /// A model without a request for this long makes room whatever its priority.
+    pub idle_ms: Millis,
+}
+
+impl Default for EvictionSection {
+    fn default() -> Self {
+        Self {
+            strategy: EvictionStrategy::Lru,
+            defrag_after_cycles: 50,
+            residency_ms_min: Millis::new(10_000),
+            idle_ms: Millis::new(60_000),
+        }
+    }
+}
+
+/// Which of several models makes room first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvictionStrategy {
+    /// The one that was not asked for the longest.
+    #[default]
+    Lru,
+    /// The one of the lowest priority; among equals as `lru`.
+    Priority,
+}
+
+/// How firmly one model stays in memory, and what it takes there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelTerms {
+    /// MiB on each of its devices. Absent: known only once it was loaded; until then it is loaded into free memory only.
+    pub vram_mb: Option<u64>,
+    /// Whether it stays.
+    pub residency: Residency,
+    /// Nodes that hold it always; 1 for a model that stays.
+    pub replicas_min: Option<usize>,
+    /// Nodes that hold it at most. More than are loaded: it spreads into free memory when its replicas are full.
+    pub replicas_max: Option<usize>,
+    /// Who yields when memory is short: the lower one.
+    pub priority: i32,
+    /// Unloaded after this long without a request. Absent: only when something else needs the memory.
+    pub idle_unload_s: Option<u64>,
+}
+
+impl Default for ModelTerms {
+    fn default() -> Self {
+        Self { vram_mb: None, residency: Residency::OnDemand, replicas_min: None, replicas_max: None, priority: 100, idle_unload_s: None }
+    }
+}
+
+/// How firmly a model stays in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Residency {
+    /// Always there; nothing displaces it.
+    Pinned,
+    /// Always there, but a model of higher priority may displace it for a while.
+    Resident,
+    /// Loaded when asked for.
+    #[default]
+    OnDemand,
 }
 
 /// `[limits]`: the bound of everything that could grow.
@@ -108,6 +206,10 @@ pub struct Timeouts {
     pub keep_alive_ms: Millis,
     /// Time for a node to load a model.
     pub load_ms_max: Millis,
+    /// Time for a model that somebody waits for to find a place while every device that could hold it is in use.
+    pub place_ms_max: Millis,
+    /// Time between two looks at what the fleet should hold when nothing happens.
+    pub reconcile_ms: Millis,
     /// How long the reason of a failed load answers further requests for that model.
     pub load_failure_ms: Millis,
     /// Time between two polls of a node that answers.
@@ -132,6 +234,8 @@ impl Default for Timeouts {
             queue_ms_max: Millis::new(10_000),
             keep_alive_ms: Millis::new(900),
             load_ms_max: Millis::new(1_800_000),
+            place_ms_max: Millis::new(60_000),
+            reconcile_ms: Millis::new(1_000),
             load_failure_ms: Millis::new(5_000),
             poll_ms: Millis::new(1_000),
             probe_ms: Millis::new(250),
@@ -241,7 +345,16 @@ impl Default for GatewayConfig {
 impl GatewayConfig {
     /// These nodes and this placement, everything else by default.
     pub fn of(neurons: Vec<NeuronEntry>, placement: Placement) -> Self {
-        Self { gateway: GatewaySection::default(), limits: Limits::default(), timeouts: Timeouts::default(), neurons, placement }
+        Self {
+            gateway: GatewaySection::default(),
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            eviction: EvictionSection::default(),
+            neurons,
+            placement,
+            terms: BTreeMap::new(),
+            keys: Vec::new(),
+        }
     }
 }
 

@@ -43,6 +43,14 @@ pub mod gateway {
             "Attempts given up before anything was shown to the client, by the node that failed and the reason.";
         RETRIES_REFUSED_TOTAL = "cortex_retries_refused_total", [],
             "Repetitions that the retry budget did not allow.";
+        KEY_REQUESTS_TOTAL = "cortex_key_requests_total", ["key", "outcome"],
+            "Requests by the name of the key, by outcome: ok, refused, failed, cut, client_gone.";
+        KEY_TOKENS_TOTAL = "cortex_key_tokens_total", ["key", "direction"],
+            "Tokens by the name of the key, by direction: prompt, cached, completion.";
+        CONFIG_RELOADS_TOTAL = "cortex_config_reloads_total", ["outcome"],
+            "Reloads of the configuration, by outcome: ok, failed.";
+        AUTH_FAILURES_TOTAL = "cortex_auth_failures_total", ["reason"],
+            "Requests refused for their key: missing, unknown, forbidden, limited.";
         FALLBACKS_TOTAL = "cortex_fallbacks_total", ["model", "fallback"],
             "Requests that another model answered because the one asked for could not.";
         QUEUE_LENGTH = "cortex_queue_length", ["model"],
@@ -57,6 +65,10 @@ pub mod gateway {
             "Loads that this gateway ordered, by outcome: ok, failed.";
         MODEL_LOAD_SECONDS = "cortex_model_load_seconds", ["model", "node"],
             "Seconds that successful loads took.";
+        MODEL_UNLOADS_TOTAL = "cortex_model_unloads_total", ["model", "node", "outcome"],
+            "Unloads that this gateway ordered, by outcome: ok, failed.";
+        NODE_CYCLES = "cortex_node_cycles", ["node"],
+            "Loads and unloads that this gateway ordered on the node since its memory was new.";
     }
 }
 

@@ -60,6 +60,11 @@ impl Placement {
         self.models.get(model).map_or_else(|| ModelSpec::new(model.clone()), |placed| placed.spec.clone())
     }
 
+    /// Whether an operator declared it.
+    pub fn is_declared(&self, model: &ModelId) -> bool {
+        self.models.contains_key(model)
+    }
+
     /// Whether `model` is declared and `node` is one of its nodes.
     pub fn places(&self, model: &ModelId, node: &NodeId) -> bool {
         self.models.get(model).is_some_and(|placed| placed.allows(node))

@@ -4,30 +4,40 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use cortex_core::config::GatewayConfig;
 use cortex_core::{FleetReport, GatewayReport};
+use cortex_placement::Action;
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{Fleet, FleetCell};
+use crate::keys::Keys;
 use crate::lifecycle::{Lifecycle, Tasks};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::poller::Poller;
 use crate::proxy::Proxy;
 use crate::queue::Queues;
+use crate::reconciler::{Clock, Reconciler};
 use crate::retry_budget::RetryBudget;
 
 /// The gateway's parts, wired.
 #[derive(Debug)]
 pub(crate) struct App {
+    /// As it was at the start: limits, waits and addresses.
     pub(crate) config: GatewayConfig,
+    /// As it is: nodes, models, keys.
+    pub(crate) live: Arc<ArcSwap<GatewayConfig>>,
     pub(crate) fleet: Arc<FleetCell>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) proxy: Proxy,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) queues: Arc<Queues>,
+    pub(crate) keys: ArcSwap<Keys>,
     pub(crate) retry_budget: RetryBudget,
+    /// What the reconciler decided last.
+    pub(crate) plan: Arc<ArcSwap<Vec<Action>>>,
     /// Cancelled when the gateway was told to stop.
     pub(crate) stopping: CancellationToken,
     started: Instant,
@@ -37,17 +47,20 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Nothing runs yet; loads will run on `tasks`.
-    pub(crate) fn new(config: GatewayConfig, tasks: Tasks) -> Result<Self, prometheus::Error> {
+    /// Nothing runs yet.
+    pub(crate) fn new(config: GatewayConfig) -> Result<Self, prometheus::Error> {
         let metrics = Arc::new(Metrics::new()?);
         let fleet = Arc::new(FleetCell::new(Fleet::new(&config.neurons, Arc::new(config.placement.clone()))));
-        let nodes = Arc::new(Nodes::new(&config.neurons, &config.timeouts, Arc::clone(&fleet), Arc::clone(&metrics)));
-        let lifecycle = Lifecycle::new(Arc::clone(&fleet), Arc::clone(&nodes), &config.limits, &config.timeouts, tasks);
+        let nodes = Arc::new(Nodes::new(&config, Arc::clone(&fleet), Arc::clone(&metrics)));
+        let lifecycle = Lifecycle::new(Arc::clone(&fleet), &config.limits, &config.timeouts);
         Ok(Self {
-            proxy: Proxy::new(&config.timeouts),
+            proxy: Proxy::new(&config.timeouts, &config.gateway.node_token),
             lifecycle: Arc::new(lifecycle),
+            keys: ArcSwap::from_pointee(Keys::new(&config.keys)),
+            live: Arc::new(ArcSwap::from_pointee(config.clone())),
             queues: Arc::new(Queues::new(config.limits.queue_len_max.get())),
             retry_budget: RetryBudget::new(Instant::now()),
+            plan: Arc::default(),
             config,
             fleet,
             nodes,
@@ -63,10 +76,36 @@ impl App {
         Arc::new(Poller {
             fleet: Arc::clone(&self.fleet),
             nodes: Arc::clone(&self.nodes),
+            lifecycle: Arc::clone(&self.lifecycle),
             metrics: Arc::clone(&self.metrics),
             limits: self.config.limits.clone(),
             timeouts: self.config.timeouts.clone(),
         })
+    }
+
+    /// What it starts runs on `tasks`.
+    pub(crate) fn reconciler(&self, poller: Arc<Poller>, tasks: Tasks) -> Reconciler {
+        Reconciler {
+            config: Arc::clone(&self.live),
+            fleet: Arc::clone(&self.fleet),
+            nodes: Arc::clone(&self.nodes),
+            lifecycle: Arc::clone(&self.lifecycle),
+            poller,
+            metrics: Arc::clone(&self.metrics),
+            tasks,
+            plan: Arc::clone(&self.plan),
+            clock: Clock::start(),
+        }
+    }
+
+    /// Takes over the nodes, models and keys of `config`. Requests under way are not touched.
+    pub(crate) fn reconfigure(&self, config: GatewayConfig) {
+        self.nodes.reconfigure(&config);
+        let placement = Arc::new(config.placement.clone());
+        self.fleet.update(|fleet| fleet.reconfigured(&config.neurons, Arc::clone(&placement)));
+        self.keys.store(Arc::new(self.keys.load().replaced_by(&config.keys)));
+        self.live.store(Arc::new(config));
+        self.lifecycle.wake();
     }
 
     /// Replicas that are equally good take turns.

@@ -1,5 +1,7 @@
 //! One inference request, read and understood as far as the gateway needs to.
 
+use std::sync::Arc;
+
 use axum::extract::Request;
 use bytes::Bytes;
 use cortex_core::ModelId;
@@ -12,6 +14,8 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::app::App;
+use crate::keys::Principal;
+use crate::middleware::auth::Asker;
 use crate::proxy;
 use crate::scan::{Scan, scan};
 
@@ -69,6 +73,8 @@ pub(crate) struct Call {
     pub(crate) priority: Priority,
     /// When the whole answer must have been sent.
     pub(crate) deadline: Instant,
+    /// Who asks; absent where no keys are configured.
+    pub(crate) asker: Option<Arc<Principal>>,
     /// The body before any model's name was put into it, and where that name stands.
     source: (Bytes, Scan),
 }
@@ -80,7 +86,7 @@ impl Call {
     /// Reads the request within the limits of size and time; `translate` makes of its body what a node reads.
     ///
     /// # Errors
-    /// 400, 408 or 413, each with what is wrong.
+    /// 400, 403, 408 or 413, each with what is wrong.
     pub(crate) async fn read(
         app: &App,
         endpoint: Endpoint,
@@ -90,6 +96,7 @@ impl Call {
     ) -> Result<Self, ApiError> {
         let deadline = Instant::now() + app.config.timeouts.total_ms_max.duration();
         let headers = proxy::client_headers(request.headers(), request_id);
+        let asker = Asker::of(&request);
         let session = request.headers().get(SESSION).map(|session| xxh3_64(session.as_bytes()));
         let body = translate(read_body(app, request).await?)?;
         let seen: Scan = scan(&body)?;
@@ -98,6 +105,10 @@ impl Call {
             Some(target) => (target.clone(), seen.splice(&body, target)),
             None => (seen.model.clone(), body.clone()),
         };
+        if let Some(asker) = &asker {
+            asker.may_use(&model, seen.model.as_str())?;
+        }
+        let usual = asker.as_ref().map_or(Priority::Normal, |asker| asker.priority);
         Ok(Self {
             endpoint,
             model,
@@ -106,8 +117,9 @@ impl Call {
             headers,
             affinity: session.or(seen.affinity),
             tokens: seen.tokens,
-            priority: if seen.patient { Priority::Low } else { Priority::Normal },
+            priority: if seen.patient { Priority::Low } else { usual },
             deadline,
+            asker,
             source: (body, seen),
         })
     }

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cortex_core::openai::ApiError;
-use cortex_core::{ModelStatus, NodeId};
+use cortex_core::{ModelId, ModelStatus, NodeId};
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,13 +17,14 @@ use crate::call::{Call, Endpoint};
 use crate::error::Refusal;
 use crate::fleet::Node;
 use crate::keep_alive;
+use crate::middleware::auth::Asker;
 use crate::middleware::request_log::RequestId;
 use crate::proxy::{Answer, AttemptError, Observer};
 use crate::queue::{Full, Place};
 use crate::routing::{Route, RouteError, RouteRequest, Target, route};
 
-/// How often one request waits for a load: once, and once more if the model was unloaded meanwhile.
-const LOADS_MAX: usize = 2;
+/// How often one request waits for a load: once, and again where its model had to make room before the request got there.
+const LOADS_MAX: usize = 16;
 
 /// Answers `request`, whatever happens.
 pub(crate) async fn dispatch(app: Arc<App>, endpoint: Endpoint, request: Request) -> Response {
@@ -39,6 +40,17 @@ pub(crate) async fn dispatch_translated(
 ) -> Response {
     let request_id = RequestId::of(&request);
     let mut observer = Observer::new(Arc::clone(&app.metrics), endpoint.path(), request_id.clone());
+    if let Some(asker) = Asker::of(&request) {
+        match asker.open() {
+            Ok(open) => observer.asker(open),
+            Err(denied) => {
+                app.metrics.auth_failures.with_label_values(&[denied.as_str()]).inc();
+                let error = ApiError::from(denied);
+                observer.refuses(error.status);
+                return Refusal(error).into_response();
+            }
+        }
+    }
     let call = match Call::read(&app, endpoint, request, &request_id, translate).await {
         Ok(call) => call,
         Err(error) => {
@@ -73,7 +85,8 @@ async fn answer(app: Arc<App>, call: Call, mut observer: Observer) -> Response {
 
 async fn fall_back(app: &App, call: &Call, observer: &mut Observer) -> Option<Answer> {
     let fallbacks = app.fleet.load().placement().fallbacks(&call.model).to_vec();
-    for fallback in fallbacks {
+    let allowed = |model: &ModelId| call.asker.as_ref().is_none_or(|asker| asker.may_use(model, model.as_str()).is_ok());
+    for fallback in fallbacks.into_iter().filter(allowed) {
         if let Ok(answer) = attempts(app, &call.asking(&fallback), observer).await {
             app.metrics.fallbacks.with_label_values(&[call.model.as_str(), fallback.as_str()]).inc();
             return Some(answer);
@@ -159,7 +172,7 @@ impl<'a> Attempts<'a> {
                 Ok(Route::ColdLoad) => {
                     loads += 1;
                     observer.waits_for_load();
-                    self.app.lifecycle.ensure_loaded(&self.call.model, &self.tried).await.map_err(boxed)?;
+                    self.app.lifecycle.ensure_loaded(&self.call.model).await.map_err(boxed)?;
                 }
                 Err(RouteError::Exhausted(_)) if self.may_replay() => {}
                 Err(error) => return Err(self.refusal(error.into())),

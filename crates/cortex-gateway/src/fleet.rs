@@ -3,7 +3,7 @@
 mod load;
 mod report;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -35,8 +35,14 @@ pub(crate) struct Node {
     pub(crate) load: Arc<Load>,
     model_loads: BTreeMap<ModelId, Arc<Load>>,
     poll_failures: usize,
+    /// Ends the pause of the node's poller.
+    poll: Arc<Notify>,
     /// Requests that failed there in a row, although it answers polls.
     failures: Arc<AtomicUsize>,
+    /// Models that get no new requests there, although they are in memory.
+    draining: BTreeSet<ModelId>,
+    /// Why the node gets nothing new, although it would take it.
+    pub(crate) hold: Option<Hold>,
     flapping: Flapping,
     /// Loads and unloads applied so far. What a poll that began before the last of them says about models is stale.
     pub(crate) actions: u64,
@@ -80,6 +86,15 @@ pub(crate) enum Reach {
     Ready,
     Draining,
     Ejected { reason: String, since: Instant },
+}
+
+/// Who keeps a node from getting requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// An operator, until the same says otherwise.
+    Operator,
+    /// Its memory is being rebuilt.
+    Defrag,
 }
 
 /// What a node said last.
@@ -137,6 +152,13 @@ impl Fleet {
     /// Nodes that nobody has heard of yet.
     pub(crate) fn new(entries: &[NeuronEntry], placement: Arc<Placement>) -> Self {
         let nodes = entries.iter().map(|entry| Arc::new(Node::new(entry))).collect();
+        Self { nodes, replicas: Arc::default(), placement }.reindexed()
+    }
+
+    /// The same fleet under another configuration: nodes that stay keep everything that is known of them.
+    pub(crate) fn reconfigured(&self, entries: &[NeuronEntry], placement: Arc<Placement>) -> Self {
+        let kept = |entry: &NeuronEntry| self.node(&entry.name).filter(|node| node.endpoint == entry.endpoint).map(Arc::clone);
+        let nodes = entries.iter().map(|entry| kept(entry).unwrap_or_else(|| Arc::new(Node::new(entry)))).collect();
         Self { nodes, replicas: Arc::default(), placement }.reindexed()
     }
 
@@ -209,6 +231,41 @@ impl Fleet {
         })
     }
 
+    /// The node was told to load `model`, on these of its devices where they were chosen.
+    pub(crate) fn model_loading(&self, id: &NodeId, model: &ModelId, devices: &[usize]) -> Self {
+        self.with_node(id, |node| {
+            let mut report = node.models.get(model).cloned().unwrap_or_else(|| unreported(model));
+            report.status = ModelStatus::Loading { percent: 0 };
+            let all = node.facts.as_ref().map_or(&[][..], |facts| &facts.discovery.devices);
+            report.devices = devices.iter().filter_map(|index| Some(all.get(*index)?.name.clone())).collect();
+            node.set_model(report);
+        })
+    }
+
+    /// The model gets no new requests on the node, or gets them again.
+    pub(crate) fn model_draining(&self, id: &NodeId, model: &ModelId, drains: bool) -> Self {
+        self.with_node(id, |node| {
+            if drains {
+                node.draining.insert(model.clone());
+            } else {
+                node.draining.remove(model);
+            }
+        })
+    }
+
+    /// The node gets nothing new while there is a hold.
+    pub(crate) fn held(&self, id: &NodeId, hold: Option<Hold>) -> Self {
+        self.with_node(id, |node| {
+            node.hold = hold;
+            let ready = node.facts.as_ref().is_some_and(|facts| facts.health.ready);
+            match node.reach {
+                Reach::Ready if hold.is_some() => node.reach = Reach::Draining,
+                Reach::Draining if hold.is_none() && ready => node.reach = Reach::Ready,
+                _ => {}
+            }
+        })
+    }
+
     fn with_node(&self, id: &NodeId, change: impl FnOnce(&mut Node)) -> Self {
         let mut next = self.clone();
         let Some(slot) = next.nodes.iter_mut().find(|node| node.id == *id) else { return next };
@@ -254,10 +311,18 @@ impl Node {
             load: Arc::default(),
             model_loads: BTreeMap::new(),
             poll_failures: 0,
+            poll: Arc::default(),
             failures: Arc::default(),
+            draining: BTreeSet::new(),
+            hold: None,
             flapping: Flapping::default(),
             actions: 0,
         }
+    }
+
+    /// Resolves when somebody doubts what is known of the node; the same one as long as the node is configured.
+    pub(crate) fn poll_wanted(&self) -> &Arc<Notify> {
+        &self.poll
     }
 
     /// The id that the node drew when it started.
@@ -277,29 +342,52 @@ impl Node {
         }
     }
 
-    fn standings(&self) -> impl Iterator<Item = (&ModelId, Standing)> {
-        self.models.iter().map(|(id, report)| (id, Standing::from(&report.status)))
+    pub(crate) fn standings(&self) -> impl Iterator<Item = (&ModelId, Standing)> {
+        self.models.iter().map(|(id, report)| match Standing::from(&report.status) {
+            Standing::Loaded if self.draining.contains(id) => (id, Standing::Unloading),
+            standing => (id, standing),
+        })
+    }
+
+    /// Whether the model is in memory but gets no new requests.
+    pub(crate) fn drains(&self, model: &ModelId) -> bool {
+        self.draining.contains(model)
+    }
+
+    /// Models that get no new requests there.
+    pub(crate) fn draining(&self) -> impl Iterator<Item = &ModelId> {
+        self.draining.iter()
+    }
+
+    /// Requests that this gateway has open on the model there, and how many have ended.
+    pub(crate) fn model_load(&self, model: &ModelId) -> Option<&Arc<Load>> {
+        self.model_loads.get(model)
     }
 
     fn observe(&mut self, observation: &Observation) {
         let same_boot = self.boot_id() == Some(&observation.discovery.boot_id);
         let before = self.facts.as_ref().filter(|_| same_boot);
+        // What was asked before an action ended tells neither the models nor the memory after it.
+        let is_fresh = observation.actions_before == self.actions || !same_boot;
+        let health = before.filter(|_| !is_fresh).map_or(&observation.health, |before| &before.health).clone();
         self.facts = Some(Arc::new(Facts {
             tokens_per_second: before.and_then(|before| rate(before, observation)),
             discovery: observation.discovery.clone(),
-            health: observation.health.clone(),
+            health,
             seen: observation.at,
         }));
         self.poll_failures = 0;
         let out = matches!(self.reach, Reach::Ejected { .. });
         if !out || self.flapping.probed() {
-            self.reach = if observation.health.ready { Reach::Ready } else { Reach::Draining };
+            self.reach = if observation.health.ready && self.hold.is_none() { Reach::Ready } else { Reach::Draining };
             if out {
                 self.failures = Arc::default();
             }
         }
-        if observation.actions_before == self.actions || !same_boot {
+        if is_fresh {
             self.models = observation.models.iter().map(|report| (report.id.clone(), report.clone())).collect();
+            let models = &self.models;
+            self.draining.retain(|model| models.get(model).is_some_and(ModelReport::is_loaded));
         }
     }
 
@@ -318,6 +406,9 @@ impl Node {
 
     fn set_model(&mut self, report: ModelReport) {
         self.actions += 1;
+        if !report.is_loaded() {
+            self.draining.remove(&report.id);
+        }
         self.models.insert(report.id.clone(), report);
     }
 }
@@ -350,17 +441,20 @@ fn unreported(model: &ModelId) -> ModelReport {
 #[derive(Debug)]
 pub(crate) struct FleetCell {
     fleet: ArcSwap<Fleet>,
-    polls: BTreeMap<NodeId, Notify>,
 }
 
 impl FleetCell {
     pub(crate) fn new(fleet: Fleet) -> Self {
-        let polls = fleet.nodes.iter().map(|node| (node.id.clone(), Notify::new())).collect();
-        Self { fleet: ArcSwap::from_pointee(fleet), polls }
+        Self { fleet: ArcSwap::from_pointee(fleet) }
     }
 
     pub(crate) fn load(&self) -> Guard<Arc<Fleet>> {
         self.fleet.load()
+    }
+
+    /// The same for longer use.
+    pub(crate) fn load_full(&self) -> Arc<Fleet> {
+        self.fleet.load_full()
     }
 
     /// Replaces the fleet; `change` runs again when another writer was faster.
@@ -376,16 +470,8 @@ impl FleetCell {
 
     /// Ends the poller's pause.
     pub(crate) fn poll_soon(&self, id: &NodeId) {
-        if let Some(poll) = self.polls.get(id) {
-            poll.notify_one();
-        }
-    }
-
-    /// Resolves after [`FleetCell::poll_soon`].
-    pub(crate) async fn poll_wanted(&self, id: &NodeId) {
-        match self.polls.get(id) {
-            Some(poll) => poll.notified().await,
-            None => std::future::pending().await,
+        if let Some(node) = self.load().node(id) {
+            node.poll.notify_one();
         }
     }
 }

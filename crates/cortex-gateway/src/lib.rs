@@ -7,10 +7,12 @@ mod anthropic;
 mod app;
 mod call;
 mod controllers;
+mod desired;
 mod dispatch;
 mod error;
 mod fleet;
 mod keep_alive;
+mod keys;
 mod lifecycle;
 mod metrics;
 mod middleware;
@@ -18,11 +20,15 @@ mod nodes;
 mod poller;
 mod proxy;
 mod queue;
+mod rate;
+mod reconciler;
+mod reload;
 mod retry_budget;
 mod router;
 mod routing;
 mod scan;
 mod serve;
+mod tracker;
 mod translate;
 
 use std::io;
@@ -34,12 +40,14 @@ use cortex_core::FleetReport;
 use cortex_core::config::GatewayConfig;
 use futures::future::join_all;
 use tokio::net::TcpListener;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::lifecycle::Tasks;
 use crate::serve::Serving;
+
+pub use crate::reload::Reloaded;
 
 /// Connections of scrapers.
 const METRICS_CONNECTIONS_MAX: usize = 64;
@@ -114,12 +122,16 @@ impl Gateway {
 
         let tasks = Tasks::default();
         let Tasks { tracker: background, kill } = tasks.clone();
-        let app = Arc::new(App::new(config, tasks)?);
+        let app = Arc::new(App::new(config)?);
         let poller = app.poller();
         join_all(app.config.neurons.iter().map(|entry| poller.poll(&entry.name))).await;
         for entry in &app.config.neurons {
             background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&poller).watch(entry.name.clone())));
         }
+
+        let reconciler = app.reconciler(Arc::clone(&poller), tasks);
+        background.spawn(kill.clone().run_until_cancelled_owned(reconciler.run()));
+        let reloading = kill.clone();
 
         let serving = Serving {
             connections_max: app.config.limits.connections_max.get(),
@@ -136,7 +148,7 @@ impl Gateway {
         background.spawn(figures.run(listeners.metrics, router::metrics(Arc::clone(&app))));
         tracing::info!(%addr, %metrics_addr, nodes = app.config.neurons.len(), "the gateway serves");
         let stop = app.stopping.clone().drop_guard();
-        Ok(RunningGateway { addr, metrics_addr, app, connections, background, _stop: stop, kill: kill.drop_guard() })
+        Ok(RunningGateway { addr, metrics_addr, app, connections, background, reloading, _stop: stop, kill: kill.drop_guard() })
     }
 }
 
@@ -150,6 +162,7 @@ pub struct RunningGateway {
     app: Arc<App>,
     connections: TaskTracker,
     background: TaskTracker,
+    reloading: CancellationToken,
     _stop: DropGuard,
     kill: DropGuard,
 }
@@ -165,6 +178,23 @@ impl RunningGateway {
     /// The fleet as `GET /admin/fleet` tells it.
     pub fn fleet(&self) -> FleetReport {
         self.app.report()
+    }
+
+    /// Takes over another configuration while requests are under way: its nodes, models, aliases, keys, origins and `[eviction]`.
+    pub fn reload(&self, config: GatewayConfig) -> Reloaded {
+        let reloaded = reload::reload(&self.app, config, &self.background, &self.reloading);
+        self.app.metrics.config_reloads.with_label_values(&["ok"]).inc();
+        tracing::info!(added = ?reloaded.nodes_added, removed = ?reloaded.nodes_removed, "configuration reloaded");
+        if !reloaded.after_restart.is_empty() {
+            tracing::warn!(sections = ?reloaded.after_restart, "these changes take effect at the next start");
+        }
+        reloaded
+    }
+
+    /// Another configuration was wanted and cannot be used: the old one stays, and the metrics tell.
+    pub fn reload_failed(&self, why: &dyn std::fmt::Display) {
+        self.app.metrics.config_reloads.with_label_values(&["failed"]).inc();
+        tracing::error!(%why, "the configuration is unchanged: the new one cannot be used");
     }
 
     /// Accepts nothing more, lets open requests end within the configured deadline, and cuts the rest.

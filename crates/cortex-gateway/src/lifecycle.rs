@@ -1,18 +1,19 @@
-//! Getting a model into memory: one load per model at a time, however many requests wait for it.
+//! Requests for models that no node serves: who waits, for what, since when, and what they are told. What is done about it is decided
+//! elsewhere; there is one load however many wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use cortex_core::ModelId;
 use cortex_core::config::{Limits, Timeouts};
 use cortex_core::openai::ApiError;
-use cortex_core::{ModelId, NodeId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fleet::FleetCell;
-use crate::nodes::Nodes;
+use crate::fleet::{FleetCell, Standing};
 use crate::routing;
 
 /// Why a model is not in memory now. Every waiter gets the same.
@@ -45,115 +46,130 @@ pub(crate) struct Tasks {
     pub(crate) kill: CancellationToken,
 }
 
-/// The loads under way, and the reasons of those that failed a moment ago.
+/// The demand for models, and the reasons of loads that failed a moment ago.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     fleet: Arc<FleetCell>,
-    nodes: Arc<Nodes>,
     waiting_max: usize,
     failure_kept: Duration,
-    flights: Mutex<HashMap<ModelId, Entry>>,
-    tasks: Tasks,
+    entries: Mutex<HashMap<ModelId, Entry>>,
+    wake: Notify,
 }
 
 #[derive(Debug)]
 enum Entry {
-    Loading(Flight),
+    Wanted { since: Instant, waiting: usize, outcome: watch::Sender<Option<Outcome>> },
     Failed { until: Instant, error: LoadError },
-}
-
-/// One load. It belongs to a task of its own, so that it goes on when those who wait for it leave.
-#[derive(Clone, Debug)]
-struct Flight {
-    outcome: watch::Receiver<Option<Outcome>>,
-    places: Arc<Semaphore>,
 }
 
 type Outcome = Result<(), LoadError>;
 
+/// One model that is waited for.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) model: ModelId,
+    pub(crate) waiting: usize,
+    pub(crate) since: Instant,
+}
+
 impl Lifecycle {
-    pub(crate) fn new(fleet: Arc<FleetCell>, nodes: Arc<Nodes>, limits: &Limits, timeouts: &Timeouts, tasks: Tasks) -> Self {
+    pub(crate) fn new(fleet: Arc<FleetCell>, limits: &Limits, timeouts: &Timeouts) -> Self {
         Self {
             fleet,
-            nodes,
-            waiting_max: limits.load_waiters_max.get().min(Semaphore::MAX_PERMITS),
+            waiting_max: limits.load_waiters_max.get(),
             failure_kept: timeouts.load_failure_ms.duration(),
-            flights: Mutex::default(),
-            tasks,
+            entries: Mutex::default(),
+            wake: Notify::new(),
         }
     }
 
-    /// Waits until a node outside `tried` has `model` in memory. Dropping the future gives up the waiting, not the load.
-    pub(crate) async fn ensure_loaded(self: &Arc<Self>, model: &ModelId, tried: &[NodeId]) -> Result<(), LoadError> {
-        let Some(mut flight) = self.join(model, tried)? else { return Ok(()) };
-        let Ok(_place) = flight.places.try_acquire() else {
-            let retry_after_s = self.eta_s(model);
-            return Err(LoadError::TooManyWaiters { model: model.clone(), waiting_max: self.waiting_max, retry_after_s });
-        };
-        match flight.outcome.wait_for(Option::is_some).await.as_deref() {
+    /// Waits until a node has `model` in memory. Dropping the future gives up the waiting, not a load that has begun.
+    pub(crate) async fn ensure_loaded(self: &Arc<Self>, model: &ModelId) -> Result<(), LoadError> {
+        let Some((mut outcome, _place)) = self.join(model)? else { return Ok(()) };
+        self.wake();
+        match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
             _ => Err(self.failed(model, "the load was abandoned; see the gateway's log")),
         }
     }
 
-    /// How many requests wait for each model that is being loaded.
+    /// How many requests wait for each model that is not in memory.
     pub(crate) fn waiters(&self) -> Vec<(String, usize)> {
-        let waiting = |flight: &Flight| self.waiting_max - flight.places.available_permits();
-        let flights = self.flights();
-        let loading = flights.iter().filter_map(|(model, entry)| match entry {
-            Entry::Loading(flight) => Some((model.to_string(), waiting(flight))),
+        self.wanted().into_iter().map(|want| (want.model.to_string(), want.waiting)).collect()
+    }
+
+    /// Every model that is waited for.
+    pub(crate) fn wanted(&self) -> Vec<Want> {
+        let entries = self.entries();
+        let wanted = entries.iter().filter_map(|(model, entry)| match entry {
+            Entry::Wanted { since, waiting, .. } => Some(Want { model: model.clone(), waiting: *waiting, since: *since }),
             Entry::Failed { .. } => None,
         });
-        loading.collect()
+        wanted.collect()
     }
 
-    /// The load to wait for, begun if need be; `None` when the model is in memory by now.
-    fn join(self: &Arc<Self>, model: &ModelId, tried: &[NodeId]) -> Result<Option<Flight>, LoadError> {
-        let mut flights = self.flights();
-        match flights.get(model) {
-            // A sender that is gone belonged to a task that panicked.
-            Some(Entry::Loading(flight)) if flight.outcome.has_changed().is_ok() => return Ok(Some(flight.clone())),
-            Some(Entry::Failed { until, error }) if Instant::now() < *until => return Err(error.clone()),
-            _ => {}
+    /// Lets those go on whose model a ready node has by now.
+    pub(crate) fn settle(&self) {
+        let fleet = self.fleet.load();
+        self.entries().retain(|model, entry| match entry {
+            Entry::Wanted { outcome, .. } if routing::is_loaded(&fleet, model.as_str()) => {
+                outcome.send_replace(Some(Ok(())));
+                false
+            }
+            // Everybody has left, but the load goes on.
+            Entry::Wanted { waiting: 0, .. } => fleet.replicas(model.as_str()).any(|(_, replica)| replica.standing == Standing::Loading),
+            Entry::Wanted { .. } => true,
+            Entry::Failed { until, .. } => Instant::now() < *until,
+        });
+    }
+
+    /// Tells all who wait for `model` that it is not to be had now, and whoever asks within the next moments.
+    pub(crate) fn give_up(&self, model: &ModelId, reason: &str) {
+        let error = self.failed(model, reason);
+        let failed = Entry::Failed { until: Instant::now() + self.failure_kept, error: error.clone() };
+        if let Some(Entry::Wanted { outcome, .. }) = self.entries().insert(model.clone(), failed) {
+            outcome.send_replace(Some(Err(error)));
         }
-        // A load that ended a moment ago changed the fleet before it left the table.
-        if routing::is_loaded(&self.fleet.load(), model.as_str(), tried) {
+    }
+
+    /// Has the reconciler look.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Resolves after [`Lifecycle::wake`].
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// What to wait for; `None` when the model is in memory by now.
+    #[expect(clippy::type_complexity, reason = "the pair is taken apart at once")]
+    fn join(self: &Arc<Self>, model: &ModelId) -> Result<Option<(watch::Receiver<Option<Outcome>>, Waiter)>, LoadError> {
+        let mut entries = self.entries();
+        if let Some(Entry::Failed { until, error }) = entries.get(model) {
+            if Instant::now() < *until {
+                return Err(error.clone());
+            }
+            entries.remove(model);
+        }
+        // A load that ended a moment ago changed the fleet before those who waited for it were told.
+        if routing::is_loaded(&self.fleet.load(), model.as_str()) {
             return Ok(None);
         }
-        let (sender, outcome) = watch::channel(None);
-        let flight = Flight { outcome, places: Arc::new(Semaphore::new(self.waiting_max)) };
-        flights.insert(model.clone(), Entry::Loading(flight.clone()));
-        let flying = Arc::clone(self).fly(model.clone(), tried.to_vec(), sender);
-        self.tasks.tracker.spawn(self.tasks.kill.clone().run_until_cancelled_owned(flying));
-        Ok(Some(flight))
-    }
-
-    async fn fly(self: Arc<Self>, model: ModelId, excluded: Vec<NodeId>, sender: watch::Sender<Option<Outcome>>) {
-        let outcome = self.load_somewhere(&model, excluded).await;
-        {
-            let mut flights = self.flights();
-            match &outcome {
-                Ok(()) => flights.remove(&model),
-                Err(error) => flights.insert(model, Entry::Failed { until: Instant::now() + self.failure_kept, error: error.clone() }),
-            };
+        let fresh = || Entry::Wanted { since: Instant::now(), waiting: 0, outcome: watch::Sender::new(None) };
+        let Entry::Wanted { waiting, outcome, .. } = entries.entry(model.clone()).or_insert_with(fresh) else { return Ok(None) };
+        if *waiting >= self.waiting_max {
+            let retry_after_s = self.eta_s(model);
+            return Err(LoadError::TooManyWaiters { model: model.clone(), waiting_max: self.waiting_max, retry_after_s });
         }
-        sender.send_replace(Some(outcome));
+        *waiting += 1;
+        Ok(Some((outcome.subscribe(), Waiter { lifecycle: Arc::clone(self), model: model.clone() })))
     }
 
-    /// Tries one node after another until one has it.
-    async fn load_somewhere(&self, model: &ModelId, mut excluded: Vec<NodeId>) -> Outcome {
-        let mut reasons: Vec<String> = Vec::new();
-        loop {
-            let target = routing::load_target(&self.fleet.load(), model.as_str(), &excluded).map(|node| node.id.clone());
-            let Some(node) = target else {
-                let reason = if reasons.is_empty() { "no node that has it is ready".to_owned() } else { reasons.join("; ") };
-                return Err(self.failed(model, &reason));
-            };
-            match self.nodes.load(&node, model).await {
-                Ok(_) => return Ok(()),
-                Err(error) => reasons.push(format!("{node}: {error}")),
-            }
-            excluded.push(node);
+    fn leave(&self, model: &ModelId) {
+        let mut entries = self.entries();
+        if let Some(Entry::Wanted { waiting, .. }) = entries.get_mut(model) {
+            *waiting = waiting.saturating_sub(1);
         }
     }
 
@@ -170,7 +186,19 @@ impl Lifecycle {
         known.reduce(f64::max).unwrap_or(GUESS_S).ceil().max(1.0) as u64
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<ModelId, Entry>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, HashMap<ModelId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One request that waits; it counts until this is dropped.
+struct Waiter {
+    lifecycle: Arc<Lifecycle>,
+    model: ModelId,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.lifecycle.leave(&self.model);
     }
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cortex_core::config::{NeuronEntry, Timeouts};
+use arc_swap::ArcSwap;
+use cortex_core::config::{GatewayConfig, NeuronEntry};
 use cortex_core::openai::ApiError;
 use cortex_core::{ModelId, ModelReport, ModelSpec, ModelStatus, NodeId, UnloadRequest};
 use neuron_api::{Client, ClientError, ClientTimeouts};
@@ -15,24 +16,31 @@ use crate::metrics::Metrics;
 /// How often an action is repeated with a newer generation when another gateway was faster.
 const STALE_RETRIES: usize = 3;
 
+/// What an action says beside the model.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Order {
+    /// The devices to use; empty: the node's choice.
+    pub(crate) devices: Vec<usize>,
+    /// From the decision that the action belongs to; a node that has seen a newer one refuses it. Absent: newer than any.
+    pub(crate) generation: Option<u64>,
+}
+
 /// The nodes of the configuration.
 #[derive(Debug)]
 pub(crate) struct Nodes {
-    clients: HashMap<NodeId, Client>,
+    clients: ArcSwap<HashMap<NodeId, Client>>,
     fleet: Arc<FleetCell>,
     metrics: Arc<Metrics>,
 }
 
 impl Nodes {
-    pub(crate) fn new(entries: &[NeuronEntry], timeouts: &Timeouts, fleet: Arc<FleetCell>, metrics: Arc<Metrics>) -> Self {
-        let waits = ClientTimeouts {
-            connect: timeouts.connect_ms_max.duration(),
-            call: timeouts.poll_ms_max.duration(),
-            action: timeouts.load_ms_max.duration(),
-            idle: timeouts.idle_ms_max.duration(),
-        };
-        let clients = entries.iter().map(|entry| (entry.name.clone(), Client::new(entry.endpoint.as_str(), waits))).collect();
-        Self { clients, fleet, metrics }
+    pub(crate) fn new(config: &GatewayConfig, fleet: Arc<FleetCell>, metrics: Arc<Metrics>) -> Self {
+        Self { clients: ArcSwap::from_pointee(clients(config)), fleet, metrics }
+    }
+
+    /// The nodes of another configuration. Calls under way go on.
+    pub(crate) fn reconfigure(&self, config: &GatewayConfig) {
+        self.clients.store(Arc::new(clients(config)));
     }
 
     /// Everything that a node says about itself.
@@ -43,18 +51,28 @@ impl Nodes {
         Ok(Observation { discovery, health, models, actions_before, at: Instant::now() })
     }
 
+    /// Has the fleet know that `id` is about to load `model`.
+    pub(crate) fn begin_load(&self, id: &NodeId, model: &ModelId, order: &Order) {
+        self.fleet.update(|fleet| fleet.model_loading(id, model, &order.devices));
+    }
+
+    /// Has the fleet know that `id` is about to unload `model`.
+    pub(crate) fn begin_unload(&self, id: &NodeId, model: &ModelId) {
+        self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Unloading));
+    }
+
     /// Has `id` load `model` and answers when it serves.
-    pub(crate) async fn load(&self, id: &NodeId, model: &ModelId) -> Result<ModelReport, ClientError> {
+    pub(crate) async fn load(&self, id: &NodeId, model: &ModelId, order: &Order) -> Result<ModelReport, ClientError> {
         let client = self.client(id)?;
-        let spec = self.fleet.load().placement().spec(model);
-        self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Loading { percent: 0 }));
+        self.begin_load(id, model, order);
+        let spec = self.spec(id, model, &order.devices);
         tracing::info!(%model, node = %id, "loading");
         let started = Instant::now();
         let send = |generation| {
             let (client, spec) = (client.clone(), ModelSpec { generation: Some(generation), ..spec.clone() });
             async move { client.load(&spec).await }
         };
-        let outcome = self.newest(id, client, send).await;
+        let outcome = self.send(id, &client, order, send).await;
         let seconds = started.elapsed().as_secs_f64();
         let labels = [model.as_str(), id.as_str()];
         match &outcome {
@@ -62,6 +80,12 @@ impl Nodes {
                 self.fleet.update(|fleet| fleet.model_reported(id, report));
                 self.metrics.model_load.with_label_values(&labels).observe(seconds);
                 tracing::info!(%model, node = %id, seconds, "loaded");
+            }
+            Err(error) if is_stale(error) => {
+                self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Available));
+                self.fleet.poll_soon(id);
+                tracing::info!(%model, node = %id, %error, "another gateway was faster");
+                return outcome;
             }
             Err(error) => {
                 self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Failed { reason: error.to_string() }));
@@ -75,14 +99,16 @@ impl Nodes {
     }
 
     /// Has `id` drain and unload `model` and answers when the memory is back.
-    pub(crate) async fn unload(&self, id: &NodeId, model: &ModelId) -> Result<(), ClientError> {
+    pub(crate) async fn unload(&self, id: &NodeId, model: &ModelId, order: &Order) -> Result<(), ClientError> {
         let client = self.client(id)?;
-        self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Unloading));
+        self.begin_unload(id, model);
         let send = |generation| {
             let (client, request) = (client.clone(), UnloadRequest { model_id: model.clone(), generation: Some(generation) });
             async move { client.unload(&request).await }
         };
-        let outcome = self.newest(id, client, send).await;
+        let outcome = self.send(id, &client, order, send).await;
+        let word = if outcome.is_ok() { "ok" } else { "failed" };
+        self.metrics.model_unloads.with_label_values(&[model.as_str(), id.as_str(), word]).inc();
         match &outcome {
             Ok(()) => {
                 self.fleet.update(|fleet| fleet.model_standing(id, model, &ModelStatus::Available));
@@ -97,6 +123,26 @@ impl Nodes {
         outcome
     }
 
+    /// How `id` is to load `model`.
+    fn spec(&self, id: &NodeId, model: &ModelId, devices: &[usize]) -> ModelSpec {
+        let fleet = self.fleet.load();
+        let spec = fleet.placement().spec(model);
+        let several = fleet.node(id).and_then(|node| node.facts.as_ref()).is_some_and(|facts| facts.discovery.devices.len() > 1);
+        let chosen = (several && !devices.is_empty()).then(|| devices.to_vec());
+        ModelSpec { devices: chosen.or(spec.devices), ..spec }
+    }
+
+    /// Sends an action with the generation of its decision, once, or with the newest.
+    async fn send<T, F>(&self, id: &NodeId, client: &Client, order: &Order, send: impl Fn(u64) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        match order.generation {
+            Some(generation) => send(generation).await,
+            None => self.newest(id, client, send).await,
+        }
+    }
+
     /// Sends an action with a generation newer than any that the node has reported, again while another gateway is faster.
     async fn newest<T, F>(&self, id: &NodeId, client: &Client, send: impl Fn(u64) -> F) -> Result<T, ClientError>
     where
@@ -105,7 +151,7 @@ impl Nodes {
         let mut generation = self.fleet.load().node(id).map_or(1, |node| newer_than(node.models.values()));
         for _ in 0..STALE_RETRIES {
             match send(generation).await {
-                Err(ClientError::Status(error)) if is_stale(&error) => {
+                Err(error) if is_stale(&error) => {
                     generation = newer_than(&client.models().await?).max(generation + 1);
                 }
                 outcome => return outcome,
@@ -122,9 +168,24 @@ impl Nodes {
         }
     }
 
-    fn client(&self, id: &NodeId) -> Result<&Client, ClientError> {
-        self.clients.get(id).ok_or_else(|| ClientError::Status(unknown_node(id)))
+    fn client(&self, id: &NodeId) -> Result<Client, ClientError> {
+        self.clients.load().get(id).cloned().ok_or_else(|| ClientError::Status(unknown_node(id)))
     }
+}
+
+fn clients(config: &GatewayConfig) -> HashMap<NodeId, Client> {
+    let (timeouts, token) = (&config.timeouts, &config.gateway.node_token);
+    let waits = ClientTimeouts {
+        connect: timeouts.connect_ms_max.duration(),
+        call: timeouts.poll_ms_max.duration(),
+        action: timeouts.load_ms_max.duration(),
+        idle: timeouts.idle_ms_max.duration(),
+    };
+    let client = |entry: &NeuronEntry| {
+        let client = Client::new(entry.endpoint.as_str(), waits);
+        if token.is_empty() { client } else { client.with_bearer(token) }
+    };
+    config.neurons.iter().map(|entry| (entry.name.clone(), client(entry))).collect()
 }
 
 /// A 404 for a node that the configuration does not name.
@@ -137,6 +198,7 @@ fn newer_than<'a>(models: impl IntoIterator<Item = &'a ModelReport>) -> u64 {
     models.into_iter().map(|report| report.generation).max().unwrap_or(0) + 1
 }
 
-fn is_stale(error: &ApiError) -> bool {
-    error.status == 409 && error.body.error.code.as_deref() == Some("stale_generation")
+/// The node has seen a newer action than this one.
+pub(crate) fn is_stale(error: &ClientError) -> bool {
+    matches!(error, ClientError::Status(error) if error.status == 409 && error.body.error.code.as_deref() == Some("stale_generation"))
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::controllers::{admin, chat, completions, embeddings, health, messages, models};
 use crate::error::{no_such_method, no_such_route};
-use crate::middleware::request_log;
+use crate::middleware::{auth, cors, request_log};
 
 /// For clients and operators.
 pub(crate) fn api(app: Arc<App>) -> Router {
@@ -26,12 +27,17 @@ pub(crate) fn api(app: Arc<App>) -> Router {
         .route("/ready", get(health::ready))
         .route("/version", get(health::version))
         .route("/admin/fleet", get(admin::fleet))
+        .route("/admin/plan", get(admin::plan))
+        .route("/admin/nodes/{name}/drain", post(admin::drain))
+        .route("/admin/nodes/{name}/undrain", post(admin::undrain))
         .route("/admin/models/load", post(admin::load))
         .route("/admin/models/unload", post(admin::unload))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(Arc::clone(&app), auth::check))
+        .layer(from_fn_with_state(Arc::clone(&app), cors::check)) // before keys: a preflight carries none
         .with_state(app)
-        .layer(axum::middleware::from_fn(request_log::attach))
+        .layer(from_fn(request_log::attach))
 }
 
 /// For Prometheus.

@@ -25,6 +25,8 @@ pub(crate) struct Serving {
     pub(crate) connections: TaskTracker,
 }
 
+/// A head that is not whole when this much was read is answered 431. One read may bring twice as much, so that heads up to 64 KiB can pass.
+const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Out of file descriptors, most likely: those in use must be given back first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -58,7 +60,7 @@ impl Serving {
     async fn connection(self, socket: TcpStream, service: TowerToHyperService<Router>) {
         let _ = socket.set_nodelay(true);
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.head_wait_max);
+        builder.timer(TokioTimer::new()).header_read_timeout(self.head_wait_max).max_buf_size(HEAD_BYTES_MAX);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(socket), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

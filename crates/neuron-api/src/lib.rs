@@ -9,6 +9,7 @@ mod completions;
 mod dialect;
 mod embeddings;
 mod error;
+mod guard;
 mod models;
 mod node;
 mod project;
@@ -27,6 +28,7 @@ use cortex_core::Harness;
 
 pub use client::{ChatStream, Client, ClientError, ClientTimeouts};
 pub use error::Failure;
+pub use guard::guarded;
 pub use models::{EndpointAnswer, ModelsAnswer, UnloadAnswer};
 pub use node::VersionAnswer;
 pub use tokenize::{DetokenizeAnswer, TokenizeAnswer};

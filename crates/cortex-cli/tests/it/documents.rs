@@ -9,8 +9,8 @@ use crate::support::{command, run};
 #[test]
 fn configurations_in_the_documents_are_understood() {
     let text = read("docs/running.md");
-    let (gateways, nodes): (Vec<&str>, Vec<&str>) = blocks(&text, "toml").into_iter().partition(|block| block.contains("[[neurons]]"));
-    assert_eq!((gateways.len(), nodes.len()), (1, 1));
+    let (nodes, gateways): (Vec<&str>, Vec<&str>) = blocks(&text, "toml").into_iter().partition(|block| block.contains("preload ="));
+    assert_eq!((gateways.len(), nodes.len()), (3, 1));
     for block in gateways {
         GatewayConfig::parse(block).unwrap_or_else(|error| panic!("{error}\n{block}"));
     }
@@ -43,6 +43,7 @@ fn links_between_documents_lead_somewhere() {
         "docs/api.md",
         "docs/errors.md",
         "docs/deploy.md",
+        "docs/faults.md",
     ];
     for document in documents {
         let text = read(document);

@@ -36,10 +36,69 @@ async fn a_gateway_process_serves_until_sigterm_and_ends_well() {
     reading.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_takes_over_a_good_configuration_and_keeps_the_old_one_over_a_bad_one() {
+    let fleet = Fleet::start([MockModel::loaded("m").saying(["Good day."])]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cortex.toml");
+    let write = |aliases: &str| {
+        let endpoint = fleet.node.endpoint();
+        let neuron = format!("[[neurons]]\nname = \"mock\"\nendpoint = \"{endpoint}\"\n");
+        std::fs::write(&file, format!("{neuron}[aliases]\n{aliases}")).unwrap();
+    };
+    write("");
+    let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--config", file.to_str().unwrap()]);
+    let mut child = serve.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (lines, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let reading = tokio::task::spawn_blocking(move || log.lines().map_while(Result::ok).for_each(|line| drop(lines.send(line))));
+    let mut line_with = async |wanted: &str| loop {
+        let line = told.recv().await.unwrap();
+        if line.contains(wanted) {
+            return line;
+        }
+    };
+    let url = format!("http://{}", served_at(&line_with(" addr=").await).unwrap());
+    let pid = child.id().to_string();
+    let hup = || assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    let ask = async |model: &'static str| {
+        let url = url.clone();
+        tokio::task::spawn_blocking(move || run(command(&["chat", "--gateway", &url, "--model", model, "Hello"]), "").status).await.unwrap()
+    };
+    assert_eq!(ask("fast").await, 1);
+    write("fast = \"m\"\n");
+    hup();
+    line_with("configuration reloaded").await;
+    assert_eq!(ask("fast").await, 0);
+    write("fast = 7\n");
+    hup();
+    let why = line_with("the configuration is unchanged").await;
+    assert!(why.contains("cannot be used"), "{why}");
+    assert_eq!(ask("fast").await, 0);
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    reading.await.unwrap();
+}
+
 /// The address in the line that says where the gateway serves.
 fn served_at(line: &str) -> Option<String> {
     let address = line.split(" addr=").nth(1)?.split(' ').next()?;
     Some(address.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_a_node_that_answers_from_one_that_does_not() {
+    let fleet = Fleet::start([MockModel::loaded("m")]).await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (neurons, status, says) in [
+        (format!("mock={}", fleet.node.endpoint()), 0, "ok   mock           answers at"),
+        (format!("mock={},gone=http://{dead}", fleet.node.endpoint()), 4, "bad  gone"),
+    ] {
+        let mut doctor = command(&["doctor", "--listen", "127.0.0.1:0"]);
+        doctor.env("CORTEX_NEURONS", neurons);
+        let ran = tokio::task::spawn_blocking(move || run(doctor, "")).await.unwrap();
+        assert!(ran.status == status && ran.out.contains(says), "{ran:?}");
+    }
 }
 
 #[test]
@@ -53,7 +112,7 @@ fn a_configuration_can_be_checked_without_serving() {
     let good = check("[[neurons]]\nname = \"beast\"\nendpoint = \"http://beast:13131\"\n");
     assert_eq!(
         (good.status, good.out.as_str()),
-        (0, "ok: listens on 0.0.0.0:31313, metrics on 0.0.0.0:31314, 1 neuron, 0 placed models\n")
+        (0, "ok: listens on 0.0.0.0:31313, metrics on 0.0.0.0:31314, 1 neuron, 0 placed models, no keys: open to whoever reaches it\n")
     );
     let bad = check("[gateway]\nlisten = 5\n");
     assert!(bad.status == 1 && bad.err.contains("line 2"), "{bad:?}");

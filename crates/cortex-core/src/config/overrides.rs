@@ -8,7 +8,7 @@ use super::{ConfigError, Endpoint, GatewayConfig, NeuronEntry, Place};
 use crate::node::NodeId;
 
 impl GatewayConfig {
-    /// Applies `CORTEX_GATEWAY_*`, `CORTEX_LIMITS_*`, `CORTEX_TIMEOUTS_*` (any key of that section, in capitals) and
+    /// Applies `CORTEX_GATEWAY_*`, `CORTEX_LIMITS_*`, `CORTEX_TIMEOUTS_*`, `CORTEX_EVICTION_*` (any key of that section, in capitals) and
     /// `CORTEX_NEURONS` (`name=http://host:port`, several with commas, instead of the file's list). Other variables are not ours.
     ///
     /// # Errors
@@ -30,6 +30,7 @@ impl GatewayConfig {
             Some(("GATEWAY", key)) => set(&mut self.gateway, key, value),
             Some(("LIMITS", key)) => set(&mut self.limits, key, value),
             Some(("TIMEOUTS", key)) => set(&mut self.timeouts, key, value),
+            Some(("EVICTION", key)) => set(&mut self.eviction, key, value),
             _ => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Endpoint, GatewayConfig, GatewaySection, Limits, NeuronEntry, Timeouts};
+use super::{Endpoint, EvictionSection, GatewayConfig, GatewaySection, KeyEntry, Limits, ModelTerms, NeuronEntry, Residency, Timeouts};
 use crate::model::{ModelId, ModelSpec};
 use crate::node::NodeId;
 use crate::placement::{PlacedModel, Placement};
@@ -57,8 +57,31 @@ impl GatewayConfig {
             at(text, &span, error.message())
         })?;
         let neurons = neurons(text, file.neurons)?;
+        let terms = terms(text, &file.models)?;
         let placement = placement(text, file.models, &file.aliases, &neurons)?;
-        Ok(Self { gateway: file.gateway, limits: file.limits, timeouts: file.timeouts, neurons, placement })
+        let keys = keys(text, file.keys, &[])?;
+        let File { gateway, limits, timeouts, eviction, .. } = file;
+        Ok(Self { gateway, limits, timeouts, eviction, neurons, placement, terms, keys })
+    }
+
+    /// Adds the `[[keys]]` of another file, one that fewer may read.
+    ///
+    /// # Errors
+    /// As [`GatewayConfig::parse`], about that file.
+    pub fn with_keys(mut self, text: &str) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct KeysFile {
+            #[serde(default)]
+            keys: Vec<Spanned<KeyEntry>>,
+        }
+        let file: KeysFile = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(text.len()..text.len());
+            at(text, &span, error.message())
+        })?;
+        let more = keys(text, file.keys, &self.keys)?;
+        self.keys.extend(more);
+        Ok(self)
     }
 }
 
@@ -73,11 +96,15 @@ struct File {
     #[serde(default)]
     timeouts: Timeouts,
     #[serde(default)]
+    eviction: EvictionSection,
+    #[serde(default)]
     neurons: Vec<NeuronTable>,
     #[serde(default)]
     models: Vec<ModelTable>,
     #[serde(default)]
     aliases: BTreeMap<Spanned<String>, Spanned<String>>,
+    #[serde(default)]
+    keys: Vec<Spanned<KeyEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -103,6 +130,64 @@ struct ModelTable {
     neurons: Vec<Spanned<String>>,
     #[serde(default)]
     fallbacks: Vec<Spanned<String>>,
+    vram_mb: Option<u64>,
+    residency: Option<Residency>,
+    replicas: Option<ReplicasTable>,
+    priority: Option<i32>,
+    idle_unload_s: Option<u64>,
+}
+
+/// Each holder has one name, and each key one holder.
+fn keys(text: &str, tables: Vec<Spanned<KeyEntry>>, others: &[KeyEntry]) -> Result<Vec<KeyEntry>, ConfigError> {
+    let mut entries: Vec<KeyEntry> = Vec::with_capacity(tables.len());
+    for table in tables {
+        let span = table.span();
+        let entry = table.into_inner();
+        if entry.name.trim().is_empty() {
+            return Err(at(text, &span, "a key needs a name"));
+        }
+        if let Some(other) = others.iter().chain(&entries).find(|other| other.name == entry.name || other.sha256 == entry.sha256) {
+            return Err(at(text, &span, &format!("the key `{}` has the name or the hash of the key `{}`", entry.name, other.name)));
+        }
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplicasTable {
+    min: Option<usize>,
+    max: Option<usize>,
+}
+
+fn terms(text: &str, tables: &[ModelTable]) -> Result<BTreeMap<ModelId, ModelTerms>, ConfigError> {
+    let mut terms = BTreeMap::new();
+    for table in tables {
+        let ReplicasTable { min, max } = table.replicas.unwrap_or_default();
+        let wrong = |message: &str| Err(at(text, &table.id.span(), message));
+        if max == Some(0) || min.zip(max).is_some_and(|(min, max)| min > max) {
+            return wrong("replicas.max must be at least 1 and at least replicas.min");
+        }
+        let residency = table.residency.unwrap_or_default();
+        match residency {
+            Residency::OnDemand if min.is_some_and(|min| min > 0) => {
+                return wrong("a model on demand is held by no node always; give it residency = \"resident\" or replicas.min = 0");
+            }
+            Residency::Pinned | Residency::Resident if min == Some(0) => return wrong("a model that stays has replicas.min of at least 1"),
+            _ => {}
+        }
+        let own = ModelTerms {
+            vram_mb: table.vram_mb,
+            residency,
+            replicas_min: min,
+            replicas_max: max,
+            priority: table.priority.unwrap_or(ModelTerms::default().priority),
+            idle_unload_s: table.idle_unload_s,
+        };
+        terms.insert(ModelId::from(table.id.as_ref().as_str()), own);
+    }
+    Ok(terms)
 }
 
 fn neurons(text: &str, tables: Vec<NeuronTable>) -> Result<Vec<NeuronEntry>, ConfigError> {

@@ -50,6 +50,7 @@ fn a_file_sets_what_it_names_and_leaves_the_rest() {
 
 #[test]
 fn every_mistake_names_its_line_its_key_and_what_is_wrong() {
+    let key = format!("[[keys]]\nname = \"a\"\nsha256 = \"{}\"\n", "0f".repeat(32));
     let neuron = "[[neurons]]\nname = \"a\"\nendpoint = \"http://a:1\"\n";
     let cases: &[(String, usize, &str, &str)] = &[
         ("[gateway]\nlistne = \"x\"".into(), 2, "listne", "unknown field `listne`"),
@@ -70,6 +71,14 @@ fn every_mistake_names_its_line_its_key_and_what_is_wrong() {
         ("[[models]]\nid = \"m\"\n[[models]]\nid = \"m\"".into(), 4, "id", "already defined on line 2"),
         ("[[models]]\nid = \"m\"\ndtpye = \"f16\"".into(), 3, "dtpye", "unknown field `dtpye`"),
         ("[[models]]\nid = \"m\"\n[aliases]\nm = \"n\"".into(), 4, "m", "is the model of line 2"),
+        ("[[models]]\nid = \"m\"\nfallbacks = [\"m\"]".into(), 3, "fallbacks", "cannot stand in"),
+        ("[[models]]\nid = \"m\"\nreplicas = { min = 2, max = 1 }".into(), 2, "id", "at least replicas.min"),
+        ("[[models]]\nid = \"m\"\nreplicas = { min = 1 }".into(), 2, "id", "on demand"),
+        ("[[models]]\nid = \"m\"\nresidency = \"often\"".into(), 3, "residency", "unknown variant `often`"),
+        ("[[keys]]\nname = \"a\"\nsha256 = \"12\"".into(), 3, "sha256", "64 hexadecimal digits"),
+        (format!("{key}{key}"), 4, "[[keys]]", "has the name or the hash of the key `a`"),
+        (format!("{key}tokens_per_minute_mux = 1"), 4, "tokens_per_minute_mux", "unknown field"),
+        ("[eviction]\nstrategy = \"fifo\"".into(), 2, "strategy", "unknown variant `fifo`"),
         ("[aliases]\na = \"b\"\nb = \"m\"".into(), 2, "a", "itself an alias"),
     ];
     for (text, line, key, says) in cases {

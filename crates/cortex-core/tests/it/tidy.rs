@@ -68,6 +68,7 @@ const UNREACHABLE: &[(&str, &[&str])] = &[
     ("cortex-placement", &["tokio", "axum", "hyper", "candle-core", "nickel-lang-core"]),
     ("neuron-api", &["candle-core", "neuron-kernels", "neuron-engine", "neuron"]),
     ("neuron-engine", &["axum", "neuron-api", "cortex-gateway"]),
+    ("cortex-bench", &["candle-core", "cortex-gateway", "neuron-engine"]),
     ("neuron", &["cortex-gateway", "nickel-lang-core"]),
 ];
 

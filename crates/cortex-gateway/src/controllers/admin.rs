@@ -1,18 +1,19 @@
-//! What operators see and order: `GET /admin/fleet`, `POST /admin/models/{load,unload}`.
+//! What operators see and order: `GET /admin/{fleet,plan}`, `POST /admin/models/{load,unload}`, `POST /admin/nodes/{name}/{drain,undrain}`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use cortex_core::openai::ApiError;
 use cortex_core::{FleetReport, ModelAction, ModelActionReport, ModelId, NodeId};
 use neuron_api::ClientError;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::Refusal;
-use crate::fleet::{Fleet, Reach, Standing};
-use crate::nodes::unknown_node;
+use crate::fleet::{Fleet, Hold, Reach, Standing};
+use crate::nodes::{Order, unknown_node};
 
 pub(crate) async fn fleet(State(app): State<Arc<App>>) -> Json<FleetReport> {
     Json(app.report())
@@ -22,8 +23,8 @@ pub(crate) async fn fleet(State(app): State<Arc<App>>) -> Json<FleetReport> {
 pub(crate) async fn load(State(app): State<Arc<App>>, body: Bytes) -> Result<Json<ModelActionReport>, Refusal> {
     let (model, node) = action(&app, &body)?;
     match node {
-        Some(node) => drop(app.nodes.load(&node, &model).await.map_err(refusal)?),
-        None => app.lifecycle.ensure_loaded(&model, &[]).await?,
+        Some(node) => drop(app.nodes.load(&node, &model, &Order::default()).await.map_err(refusal)?),
+        None => app.lifecycle.ensure_loaded(&model).await?,
     }
     let nodes = loaded_on(&app.fleet.load(), &model);
     Ok(Json(ModelActionReport { model, nodes }))
@@ -36,10 +37,35 @@ pub(crate) async fn unload(State(app): State<Arc<App>>, body: Bytes) -> Result<J
         Some(node) => vec![node],
         None => loaded_on(&app.fleet.load(), &model),
     };
-    for outcome in futures::future::join_all(nodes.iter().map(|node| app.nodes.unload(node, &model))).await {
+    let order = Order::default();
+    for outcome in futures::future::join_all(nodes.iter().map(|node| app.nodes.unload(node, &model, &order))).await {
         outcome.map_err(refusal)?;
     }
     Ok(Json(ModelActionReport { model, nodes }))
+}
+
+/// What was decided last, and is being done.
+pub(crate) async fn plan(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({ "actions": **app.plan.load() }))
+}
+
+/// The node finishes what it has and gets nothing new, until told otherwise.
+pub(crate) async fn drain(State(app): State<Arc<App>>, Path(node): Path<String>) -> Result<Json<FleetReport>, Refusal> {
+    hold(&app, &node.into(), Some(Hold::Operator))
+}
+
+/// The node gets requests again.
+pub(crate) async fn undrain(State(app): State<Arc<App>>, Path(node): Path<String>) -> Result<Json<FleetReport>, Refusal> {
+    hold(&app, &node.into(), None)
+}
+
+fn hold(app: &App, node: &NodeId, hold: Option<Hold>) -> Result<Json<FleetReport>, Refusal> {
+    if app.fleet.load().node(node).is_none() {
+        return Err(unknown_node(node).into());
+    }
+    app.fleet.update(|fleet| fleet.held(node, hold));
+    app.lifecycle.wake();
+    Ok(Json(app.report()))
 }
 
 fn action(app: &App, body: &[u8]) -> Result<(ModelId, Option<NodeId>), Refusal> {

@@ -66,7 +66,7 @@ pub(crate) async fn ready(State(app): State<Arc<App>>, Query(query): Query<Ready
     if fleet.replicas(model).len() == 0 {
         return Err(ApiError::model_not_found(&name).into());
     }
-    match routing::is_loaded(&fleet, model, &[]) {
+    match routing::is_loaded(&fleet, model) {
         true => Ok("ready\n"),
         false => Err(not_ready("model_not_loaded", format!("`{name}` is not in memory on any ready node"))),
     }

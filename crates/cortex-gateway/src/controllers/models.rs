@@ -11,11 +11,15 @@ use cortex_core::openai::{ApiError, ModelList};
 use crate::anthropic;
 use crate::app::App;
 use crate::error::in_callers_words;
+use crate::middleware::auth::Asker;
 use crate::translate::response;
 
 pub(crate) async fn list(State(app): State<Arc<App>>, request: Request) -> Response {
     let fleet = app.fleet.load();
-    let list = ModelList::new(fleet.models().filter_map(|model| fleet.model_entry(model.as_str(), app.started_unix_s)).collect());
+    let asker = Asker::of(&request);
+    let allowed = |model: &&ModelId| asker.as_ref().is_none_or(|asker| asker.may_use(model, model.as_str()).is_ok());
+    let list =
+        ModelList::new(fleet.models().filter(allowed).filter_map(|model| fleet.model_entry(model.as_str(), app.started_unix_s)).collect());
     if anthropic::is_spoken_in(&request) { Json(response::models(list)).into_response() } else { Json(list).into_response() }
 }
 

@@ -1,3 +1,5 @@
 //! What surrounds every handler.
 
+pub(crate) mod auth;
+pub(crate) mod cors;
 pub(crate) mod request_log;

@@ -13,7 +13,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use cortex_core::config::Timeouts;
 use cortex_core::headers::{USAGE, decode_usage};
-use http::{HeaderMap, Method, Request, Uri};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
@@ -46,6 +47,8 @@ pub(crate) struct Proxy {
     pool: Client<HttpConnector, Full<Bytes>>,
     first_byte: Duration,
     idle: Duration,
+    /// Proves the gateway to its nodes.
+    authorization: Option<HeaderValue>,
 }
 
 /// A node's answer that has begun.
@@ -61,7 +64,7 @@ pub(crate) struct Answer {
 }
 
 impl Proxy {
-    pub(crate) fn new(timeouts: &Timeouts) -> Self {
+    pub(crate) fn new(timeouts: &Timeouts, node_token: &str) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(timeouts.connect_ms_max.duration()));
@@ -69,7 +72,8 @@ impl Proxy {
         connector.set_keepalive_interval(Some(TCP_KEEPALIVE));
         connector.set_tcp_user_timeout(Some(ACKNOWLEDGED_MAX));
         let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(connector);
-        Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration() }
+        let authorization = (!node_token.is_empty()).then(|| format!("Bearer {node_token}").parse().ok()).flatten();
+        Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration(), authorization }
     }
 
     /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
@@ -81,7 +85,10 @@ impl Proxy {
     }
 
     async fn begin(&self, target: &Target, call: &Call, guard: LoadGuard) -> Result<Answer, AttemptError> {
-        let request = request(target, call)?;
+        let mut request = request(target, call)?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         let (head, body) = self.pool.request(request).await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
         if matches!(head.status.as_u16(), 404 | 429 | 500..) {
             return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard, deadline: call.deadline }).await;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use cortex_core::{ModelId, NodeId, Usage};
 
+use crate::keys::OpenRequest;
 use crate::metrics::Metrics;
 
 /// How a request ended.
@@ -56,6 +57,8 @@ pub(crate) struct Observer {
     node: Option<NodeId>,
     first_byte: Option<Instant>,
     usage: Option<Usage>,
+    /// Whose request it is; counted as open until the observer is dropped.
+    asker: Option<OpenRequest>,
     retries: u32,
     /// It waited for a load.
     cold: bool,
@@ -75,12 +78,17 @@ impl Observer {
             node: None,
             first_byte: None,
             usage: None,
+            asker: None,
             retries: 0,
             cold: false,
             status: 0,
             streamed: false,
             outcome: Outcome::ClientGone,
         }
+    }
+
+    pub(crate) fn asker(&mut self, asker: OpenRequest) {
+        self.asker = Some(asker);
     }
 
     pub(crate) fn model(&mut self, model: &ModelId) {
@@ -150,6 +158,11 @@ impl Observer {
         if let Some(usage) = &self.usage {
             self.count_tokens(usage, now);
         }
+        let asker = self.asker.as_ref().map(OpenRequest::principal);
+        if let Some(asker) = asker {
+            self.metrics.key_requests.with_label_values(&[&*asker.name, self.outcome.as_str()]).inc();
+            self.usage.iter().for_each(|usage| asker.charge(usage));
+        }
         if self.outcome == Outcome::Ok {
             self.metrics.duration.with_label_values(&[model, node]).observe((now - self.arrived).as_secs_f64());
         }
@@ -158,6 +171,7 @@ impl Observer {
         }
         tracing::info!(
             request_id = %self.request_id,
+            key = asker.map(|asker| &*asker.name),
             endpoint = self.endpoint,
             model,
             node,
@@ -179,6 +193,9 @@ impl Observer {
         let directions = [("prompt", usage.prompt_tokens), ("cached", usage.cached_tokens), ("completion", usage.completion_tokens)];
         for (direction, count) in directions {
             self.metrics.tokens.with_label_values(&[model, node, direction]).inc_by(u64::from(count));
+            if let Some(asker) = &self.asker {
+                self.metrics.key_tokens.with_label_values(&[&*asker.principal().name, direction]).inc_by(u64::from(count));
+            }
         }
         let streaming = self.first_byte.filter(|_| self.streamed).map(|first| (now - first).as_secs_f64());
         if let Some(seconds) = streaming.filter(|seconds| *seconds > 0.0) {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cortex_core::NodeId;
 use cortex_core::openai::ApiError;
 
-use crate::fleet::{Fleet, Load, LoadGuard, Node, Reach, Replica, Standing};
-use score::{LoadScore, ServeScore};
+use crate::fleet::{Fleet, Hold, Load, LoadGuard, Node, Reach, Standing};
+use score::ServeScore;
 
 /// What the decision depends on, beside the fleet.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct RouteRequest<'a> {
 pub(crate) enum Route {
     /// Send it there now.
     Serve(Target),
-    /// A node can load it.
+    /// No ready node has it in memory, but one could load it.
     ColdLoad,
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn route(fleet: &Fleet, request: &RouteRequest<'_>) -> Result<Route, 
         return Err(unknown(fleet, request.model));
     }
     loaded(fleet, request, |reach| *reach == Reach::Ready)
-        .or_else(|| load_target(fleet, request.model, request.tried).map(|_| Route::ColdLoad))
+        .or_else(|| can_be_loaded(fleet, request.model).then_some(Route::ColdLoad))
         .or_else(|| loaded(fleet, request, |reach| matches!(reach, Reach::Ejected { .. } | Reach::Unknown)))
         .ok_or_else(|| no_route(fleet, request))
 }
@@ -97,18 +97,15 @@ fn loaded(fleet: &Fleet, request: &RouteRequest<'_>, reach: fn(&Reach) -> bool) 
     Some(Route::Serve(Target { node: Arc::clone(node), load: Arc::clone(&replica.load) }))
 }
 
-/// Whether a ready node outside `tried` has the model in memory.
-pub(crate) fn is_loaded(fleet: &Fleet, model: &str, tried: &[NodeId]) -> bool {
-    let serves = |node: &Node, replica: &Replica| replica.standing == Standing::Loaded && node.reach == Reach::Ready;
-    fleet.replicas(model).any(|(node, replica)| serves(node, replica) && !tried.contains(&node.id))
+/// Whether a ready node has the model in memory.
+pub(crate) fn is_loaded(fleet: &Fleet, model: &str) -> bool {
+    fleet.replicas(model).any(|(node, replica)| replica.standing == Standing::Loaded && node.reach == Reach::Ready)
 }
 
-/// The node that should load `model`: one that already does, or else the least busy one, with the most free memory.
-pub(crate) fn load_target<'a>(fleet: &'a Fleet, model: &str, excluded: &[NodeId]) -> Option<&'a Arc<Node>> {
-    let fit =
-        |node: &Node, replica: &Replica| replica.standing != Standing::Loaded && node.reach == Reach::Ready && !excluded.contains(&node.id);
-    let candidates = fleet.replicas(model).filter(|(node, replica)| fit(node, replica));
-    candidates.min_by_key(|(node, replica)| LoadScore::of(node, replica)).map(|(node, _)| node)
+/// Whether no ready node has the model in memory, and one could. A node whose memory is being rebuilt will soon.
+fn can_be_loaded(fleet: &Fleet, model: &str) -> bool {
+    let could = |node: &Node| node.reach == Reach::Ready || node.hold == Some(Hold::Defrag);
+    !is_loaded(fleet, model) && fleet.replicas(model).any(|(node, _)| could(node))
 }
 
 /// A node that was not heard of yet may have it; the client should come back rather than give up.
@@ -127,7 +124,7 @@ fn no_route(fleet: &Fleet, request: &RouteRequest<'_>) -> RouteError {
     RouteError::Unreachable { model: request.model.into(), why: why.join(", ") }
 }
 
-fn state_words(reach: &Reach) -> String {
+pub(crate) fn state_words(reach: &Reach) -> String {
     match reach {
         Reach::Unknown => "has not answered yet".into(),
         Reach::Ready => "is busy with it".into(),

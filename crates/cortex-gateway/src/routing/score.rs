@@ -1,10 +1,8 @@
 //! Which of several nodes is best. The smallest score wins; the fields are compared in order.
 
-use std::cmp::Reverse;
-
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::fleet::{Node, Replica, Standing};
+use crate::fleet::{Node, Replica};
 
 /// For a request on replicas that are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,20 +32,4 @@ pub(super) fn affinity_allows(tokens: u64, least: u64) -> bool {
 /// remembered, and a node that comes or goes moves only its own keys.
 pub(super) fn affinity(key: u64, node: &Node) -> u64 {
     xxh3_64_with_seed(node.id.as_str().as_bytes(), key)
-}
-
-/// For a load on nodes that have the model on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct LoadScore {
-    standing: Standing,
-    node_outstanding: usize,
-    memory_free_bytes: Reverse<u64>,
-}
-
-impl LoadScore {
-    pub(super) fn of(node: &Node, replica: &Replica) -> Self {
-        let free = |device: &cortex_core::DeviceHealth| device.memory_free_bytes;
-        let memory_free_bytes = node.facts.as_ref().map_or(0, |facts| facts.health.devices.iter().map(free).sum());
-        Self { standing: replica.standing, node_outstanding: node.load.outstanding(), memory_free_bytes: Reverse(memory_free_bytes) }
-    }
 }

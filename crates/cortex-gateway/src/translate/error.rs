@@ -45,7 +45,7 @@ fn of_detail(status: u16, error: &error::ErrorDetail) -> ErrorDetail {
 
 fn kind(status: u16, code: Option<&str>) -> ErrorKind {
     match (status, code) {
-        (_, Some("overloaded" | "model_loading")) => ErrorKind::Overloaded,
+        (_, Some("overloaded" | "model_loading" | "queue_full")) => ErrorKind::Overloaded,
         (_, Some("cannot_load")) => ErrorKind::Api,
         (401, _) => ErrorKind::Authentication,
         (403, _) => ErrorKind::Permission,

@@ -5,13 +5,17 @@
 
 mod anthropic;
 mod disconnect;
+mod eviction;
+mod fault_table;
 mod faults;
 mod health;
+mod keys;
 mod lifecycle;
 mod metrics;
 mod models;
 mod places;
 mod refusals;
+mod reload;
 mod rig;
 mod shutdown;
 mod transparency;

@@ -35,12 +35,15 @@ pub struct MockConfig {
     pub memory_total_bytes: u64,
     /// Generations at once, over all models; above it the answer is "overloaded".
     pub active_max: usize,
+    /// What callers must present; empty: nothing.
+    pub token: String,
 }
 
 impl MockConfig {
     /// A node with these models, 16 GiB and 256 places.
     pub fn new(models: impl IntoIterator<Item = MockModel>) -> Self {
-        Self { hostname: "mock".into(), models: models.into_iter().collect(), memory_total_bytes: 16 << 30, active_max: 256 }
+        let models = models.into_iter().collect();
+        Self { hostname: "mock".into(), models, memory_total_bytes: 16 << 30, active_max: 256, token: String::new() }
     }
 
     /// Under another name.
@@ -174,6 +177,7 @@ struct Node {
     boot_id: String,
     memory_total_bytes: u64,
     active_max: usize,
+    token: String,
     started: Instant,
     state: Mutex<State>,
     counts: watch::Sender<MockCounts>,
@@ -216,6 +220,7 @@ impl MockNeuron {
             boot_id: uuid::Uuid::new_v4().to_string(),
             memory_total_bytes: config.memory_total_bytes,
             active_max: config.active_max,
+            token: config.token,
             started: Instant::now(),
             state: Mutex::new(State { ready: true, generation: 0, slots, requests: VecDeque::new() }),
             counts: watch::Sender::new(MockCounts::default()),

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::MockNeuron;
-use crate::{ApiLimits, router};
+use crate::{ApiLimits, guarded, router};
 
 /// A mock that serves. Dropping it closes the listener and cuts all connections.
 #[derive(Debug)]
@@ -48,7 +48,9 @@ impl MockNeuron {
 
 async fn accept(listener: TcpListener, mock: MockNeuron, stop: CancellationToken) {
     let harness: Arc<dyn Harness> = Arc::new(mock.clone());
-    let service = TowerToHyperService::new(router(harness, ApiLimits::default()));
+    let router = router(harness, ApiLimits::default());
+    let token = &mock.node.token;
+    let service = TowerToHyperService::new(if token.is_empty() { router } else { guarded(router, token) });
     while let Ok((socket, _)) = listener.accept().await {
         let mut cuts = mock.node.cuts.subscribe();
         let connection = serve_connection(socket, service.clone());

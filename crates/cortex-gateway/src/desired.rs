@@ -1,0 +1,75 @@
+//! What the fleet should come to, for the one decider: the declared models, and those that nodes merely have.
+
+use std::collections::BTreeMap;
+
+use cortex_core::config::{EvictionStrategy, GatewayConfig, ModelTerms, Residency};
+use cortex_core::{ModelId, ModelSpec, NodeId};
+use cortex_placement::{
+    Certificate, Desired, Eviction, Footprint, FootprintOrigin, HostPlacement, ModelProfile, Placement, Policy, Replicas, Requires,
+    Residency as Stays, Routing, Spot,
+};
+
+use crate::fleet::{Fleet, Standing};
+
+/// From the configuration, and what nodes report.
+pub(crate) fn desired(config: &GatewayConfig, fleet: &Fleet) -> Desired {
+    let declared = config.placement.models().map(|placed| {
+        let model = &placed.spec.model_id;
+        let terms = config.terms.get(model).cloned().unwrap_or_default();
+        (model.clone(), profile(placed.spec.clone(), &placed.nodes, &terms, live(fleet, model)))
+    });
+    let mut models: BTreeMap<ModelId, ModelProfile> = declared.collect();
+    for model in fleet.models().filter(|model| !config.placement.is_declared(model)) {
+        let nodes: Vec<NodeId> = fleet.replicas(model.as_str()).map(|(node, _)| node.id.clone()).collect();
+        models.insert(model.clone(), profile(ModelSpec::new(model.clone()), &nodes, &ModelTerms::default(), live(fleet, model)));
+    }
+    let host = |endpoint: String| HostPlacement { endpoint, devices: vec![], reserved_mb: 0, models: vec![], preload: vec![] };
+    let hosts = fleet.nodes().iter().map(|node| (node.id.clone(), host(node.endpoint.to_string()))).collect();
+    Desired::new(Placement::new(hosts, models, Routing::default(), Certificate::default()), policy(config))
+}
+
+/// How the decider weighs.
+pub(crate) fn policy(config: &GatewayConfig) -> Policy {
+    let section = &config.eviction;
+    let ms = |millis: cortex_core::config::Millis| u64::try_from(millis.duration().as_millis()).unwrap_or(u64::MAX);
+    Policy {
+        eviction: match section.strategy {
+            EvictionStrategy::Lru => Eviction::Lru,
+            EvictionStrategy::Priority => Eviction::Priority,
+        },
+        residency_ms_min: ms(section.residency_ms_min),
+        idle_ms: ms(section.idle_ms),
+        load_retry_ms: ms(config.timeouts.load_failure_ms),
+        defrag_after_cycles: (section.defrag_after_cycles > 0).then_some(section.defrag_after_cycles),
+        ..Policy::default()
+    }
+}
+
+/// Nodes that hold the model or are about to.
+fn live(fleet: &Fleet, model: &ModelId) -> usize {
+    fleet.replicas(model.as_str()).filter(|(_, replica)| replica.standing <= Standing::Loading).count()
+}
+
+/// Where the operator names no bound, as many replicas as there are may stay, and none is added.
+fn profile(spec: ModelSpec, nodes: &[NodeId], terms: &ModelTerms, live: usize) -> ModelProfile {
+    let stays = terms.residency != Residency::OnDemand;
+    let min = terms.replicas_min.unwrap_or(usize::from(stays));
+    let devices = spec.tensor_parallel.unwrap_or(1).max(1);
+    ModelProfile {
+        capabilities: vec![],
+        aliases: vec![],
+        fallbacks: vec![],
+        residency: match terms.residency {
+            Residency::Pinned => Stays::Pinned,
+            Residency::Resident => Stays::Resident,
+            Residency::OnDemand => Stays::OnDemand,
+        },
+        replicas: Replicas { min, max: terms.replicas_max.unwrap_or(live).max(min).max(1) },
+        priority: terms.priority,
+        idle_unload_s: terms.idle_unload_s,
+        footprint: terms.vram_mb.map(|device_mb| Footprint { devices, device_mb, origin: FootprintOrigin::Declared }),
+        requires: Requires::default(),
+        placement: nodes.iter().map(|node| (node.clone(), Spot { devices: spec.devices.clone(), ..Spot::default() })).collect(),
+        spec,
+    }
+}
