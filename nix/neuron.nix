@@ -128,6 +128,16 @@ in
       '';
     };
 
+    nodeTokenFile = mkOption {
+      type = types.nullOr types.externalPath;
+      default = null;
+      example = "/run/secrets/node-token";
+      description = ''
+        A file with the token that gateways must show (`node_token_file` of theirs), outside the Nix store. Without it whoever reaches
+        the port may use and command the node. Restart the service when it changes.
+      '';
+    };
+
     log = mkOption {
       type = types.nonEmptyStr;
       default = "info";
@@ -226,7 +236,9 @@ in
           StateDirectory = "neuron";
           RuntimeDirectory = "neuron";
           WorkingDirectory = "/var/lib/neuron";
-          LoadCredential = lib.optional (cfg.hfTokenFile != null) "hf-token:${cfg.hfTokenFile}";
+          LoadCredential =
+            lib.optional (cfg.hfTokenFile != null) "hf-token:${cfg.hfTokenFile}"
+            ++ lib.optional (cfg.nodeTokenFile != null) "node-token:${cfg.nodeTokenFile}";
           BindReadOnlyPaths = lib.optional (cfg.modelDir != null) (toString cfg.modelDir);
 
           # READY comes when the API answers, which it does before weights are read.

@@ -36,7 +36,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<()> {
     if args.check {
         return crate::output::text(&format!("{}\n", summary(&config)));
     }
-    log::start("info")?;
+    let _logging = log::start("info")?;
     let mut signals = StopSignals::listen()?;
     let mut reloads = ReloadSignal::listen()?;
     let listeners = listeners(&config).await?;

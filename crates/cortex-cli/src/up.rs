@@ -44,7 +44,7 @@ pub(crate) struct UpArgs {
 /// Loads, serves until told to stop, then lets open requests end.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
     // A load that fails is told by the command itself.
-    log::start("warn,neuron::harness=error")?;
+    let _logging = log::start("warn,neuron::harness=error")?;
     let mut signals = StopSignals::listen()?;
     let (gateway, daemon) = tokio::select! {
         started = start(args) => started?,

@@ -26,6 +26,7 @@ async fn check(wanted: Arc<[u8]>, request: Request, next: Next) -> Response {
     if OPEN.contains(&request.uri().path()) || bool::from(given.ct_eq(&wanted)) {
         return next.run(request).await;
     }
-    let message = "This node answers its gateway only: the gateway's `node_token` and the node's `token` must be the same.";
+    let message =
+        "This node answers its gateway only: what the gateway's `node_token_file` and the node's `token_file` hold must be the same.";
     Failure(ApiError::new(401, "invalid_request_error", Some("invalid_api_key"), message)).into_response()
 }

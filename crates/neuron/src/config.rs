@@ -33,6 +33,8 @@ pub fn process_env(name: &str) -> Option<String> {
 pub struct NeuronConfig {
     /// Where the HTTP API listens; port 0 takes any free port.
     pub listen: SocketAddr,
+    /// A file with the token that gateways must show (`node_token` of theirs). Absent: whoever reaches the node may use it.
+    pub token_file: Option<PathBuf>,
     /// The models this node may serve.
     pub models: Vec<ModelSpec>,
     /// Loaded at start, in this order; each needs its `[[models]]` entry.
@@ -51,6 +53,9 @@ pub struct NeuronConfig {
     pub images: ImageLimits,
     /// How Qwen-VL checkpoints read pictures.
     pub vision: VisionConfig,
+    /// `node-token` among the credentials that systemd hands over; wins over `token_file`.
+    #[serde(skip)]
+    pub credential: Option<PathBuf>,
 }
 
 /// The host's processors as a device.
@@ -183,6 +188,7 @@ impl Default for NeuronConfig {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::UNSPECIFIED, 13131).into(),
+            token_file: None,
             models: Vec::new(),
             preload: Vec::new(),
             placement: PlacementConfig::default(),
@@ -192,6 +198,7 @@ impl Default for NeuronConfig {
             hub: HubConfig::default(),
             images: ImageLimits::default(),
             vision: VisionConfig::default(),
+            credential: None,
         }
     }
 }
@@ -259,7 +266,9 @@ impl NeuronConfig {
         hub.endpoint.truncate(hub.endpoint.trim_end_matches('/').len());
         set_switch(env, "HF_HUB_OFFLINE", &mut hub.offline)?;
         hub.token = env("HF_TOKEN").map(Secret::new);
-        hub.credential = env("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("hf-token"));
+        let credentials = env("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        hub.credential = credentials.as_ref().map(|folder| folder.join("hf-token"));
+        self.credential = credentials.map(|folder| folder.join("node-token"));
         let home = hub_home(env);
         if hub.cache_dir.is_none() {
             hub.cache_dir = env("HF_HUB_CACHE").map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join("hub")));
@@ -302,6 +311,7 @@ impl NeuronConfig {
     pub fn needs_restart_for(&self, newer: &Self) -> Vec<&'static str> {
         let differs = [
             ("listen", self.listen != newer.listen),
+            ("token_file", self.token_file != newer.token_file),
             ("drain_s_max", self.drain_s_max != newer.drain_s_max),
             ("cpu", self.cpu != newer.cpu),
             ("limits", self.limits != newer.limits),
@@ -310,6 +320,18 @@ impl NeuronConfig {
             ("vision", self.vision != newer.vision),
         ];
         differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
+    /// What gateways must show, if anything. A file that is named and cannot be read is an error: nothing is ever left open by mistake.
+    pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
+        let given = self.credential.as_ref().filter(|file| file.exists());
+        let Some(file) = given.or(self.token_file.as_ref()) else { return Ok(None) };
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| invalid("token_file", format!("`{}` cannot be read: {error}", file.display())))?;
+        match text.trim() {
+            "" => Err(invalid("token_file", format!("`{}` is empty: put a secret in it, or leave the key out", file.display()))),
+            token => Ok(Some(Secret::new(token))),
+        }
     }
 
     /// The `[[models]]` entry of `id`.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::candle::CandleBackend;
-use crate::config::NeuronConfig;
+use crate::config::{NeuronConfig, Secret};
 use crate::harness::CandleHarness;
 use crate::metrics;
 use crate::preload::{Declared, Preloaded, Preloader};
@@ -52,13 +52,14 @@ impl Daemon {
 
     /// Listens, then loads the models of `preload` in their order. Answers as soon as it listens.
     pub async fn start_with(config: NeuronConfig, backend: Arc<dyn Backend>) -> anyhow::Result<RunningDaemon> {
+        let token = config.token()?;
         let harness = Arc::new(CandleHarness::new(&config, backend)?);
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("cannot listen on {}: another neuron may be running; choose another address with --listen", config.listen)
         })?;
         let addr = listener.local_addr()?;
         let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, app(harness.clone()), stop.clone()));
+        let server = tokio::spawn(serve(listener, app(harness.clone(), token.as_ref()), stop.clone()));
         let preloader = Preloader::start(harness.clone(), Declared::of(&config));
         tracing::info!(%addr, "listening");
         Ok(RunningDaemon { addr, harness, drain_max: Duration::from_secs(config.drain_s_max), stop, server, preloader, config })
@@ -112,10 +113,14 @@ impl RunningDaemon {
     }
 }
 
-/// The API and `/metrics`.
-fn app(harness: Arc<CandleHarness>) -> Router {
+/// The API, for those who show the token where there is one, and `/metrics`.
+fn app(harness: Arc<CandleHarness>, token: Option<&Secret>) -> Router {
     let metrics = Router::new().route("/metrics", get(scrape)).with_state(harness.clone());
-    metrics.merge(neuron_api::router(harness, ApiLimits::default()))
+    let api = neuron_api::router(harness, ApiLimits::default());
+    metrics.merge(match token {
+        Some(token) => neuron_api::guarded(api, token.reveal()),
+        None => api,
+    })
 }
 
 async fn scrape(State(harness): State<Arc<CandleHarness>>) -> Response {

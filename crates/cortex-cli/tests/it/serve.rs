@@ -117,3 +117,59 @@ fn a_configuration_can_be_checked_without_serving() {
     let bad = check("[gateway]\nlisten = 5\n");
     assert!(bad.status == 1 && bad.err.contains("line 2"), "{bad:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_file_descriptors_it_goes_on_with_what_it_has_and_recovers() {
+    const DESCRIPTORS: usize = 64;
+    let fleet = Fleet::start([MockModel::loaded("m").saying(["Good day."])]).await;
+    let mut serve = Command::new("sh");
+    serve.args(["-c", &format!("ulimit -n {DESCRIPTORS}; exec \"$0\" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0")]);
+    serve.arg(env!("CARGO_BIN_EXE_cortex")).env("CORTEX_NEURONS", format!("mock={}", fleet.node.endpoint()));
+    let mut child = serve.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let (address, mut lines) =
+        tokio::task::spawn_blocking(move || (lines.find_map(|line| served_at(&line)).unwrap(), lines)).await.unwrap();
+    let client = neuron_api::Client::new(&format!("http://{address}"), neuron_api::ClientTimeouts::default());
+    let asked = serde_json::json!({ "model": "m", "messages": [{ "role": "user", "content": "Hello" }] });
+    let ask = async || client.post::<serde_json::Value>("/v1/chat/completions", &asked).await;
+    ask().await.unwrap();
+    let crowd: Vec<_> = (0..2 * DESCRIPTORS).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    let noticed = tokio::task::spawn_blocking(move || lines.any(|line| line.contains("cannot accept a connection")).then_some(lines));
+    let lines = noticed.await.unwrap().expect("it says that it cannot accept");
+    ask().await.expect("a connection that was open goes on");
+    drop(crowd);
+    let anew = neuron_api::Client::new(&format!("http://{address}"), neuron_api::ClientTimeouts::default());
+    anew.post::<serde_json::Value>("/v1/chat/completions", &asked).await.expect("there is room again");
+    drop(lines);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    const REQUESTS: usize = 2_000; // their lines are several times what a pipe holds
+    let fleet = Fleet::start([MockModel::loaded("m").saying(["Good day."])]).await;
+    let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+    serve.env("CORTEX_NEURONS", format!("mock={}", fleet.node.endpoint()));
+    let mut child = serve.stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let (address, log) = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        while served_at(&line).is_none() {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it ended before it served");
+        }
+        (served_at(&line).unwrap(), log)
+    })
+    .await
+    .unwrap();
+    let client = neuron_api::Client::new(&format!("http://{address}"), neuron_api::ClientTimeouts::default());
+    for _ in 0..REQUESTS {
+        let asked = serde_json::json!({ "model": "m", "messages": [{ "role": "user", "content": "Hello" }] });
+        let answer: serde_json::Value = client.post("/v1/chat/completions", &asked).await.unwrap();
+        assert_eq!(answer["choices"][0]["message"]["content"], "Good day.");
+    }
+    drop(log); // now that the pipe is gone, nothing may keep the program from ending either
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap().success());
+}

@@ -524,8 +524,9 @@ const ROWS: &[Row] = &rows![
 ];
 
 /// Rows of the design's table that other tests show, or none does.
-const ELSEWHERE: &str = "Row 12 (strange framing by a node) is `transparency.rs`, row 20 (two names for one node) and invalid configurations are `reload.rs` and the \
-tests of `cortex serve`. Not shown by a test: half-open TCP (6), DNS changes (21), clock jumps (22), exhausted file descriptors (24), a blocked log (25).";
+const ELSEWHERE: &str = "Row 12 (strange framing by a node) is `transparency.rs`; row 20 (two names for one node) and invalid configurations are `reload.rs` and the tests of \
+`cortex serve`, where file descriptors run out (24) and nobody reads the log (25), too. Not shown by a test: half-open TCP (6), DNS changes (21), \
+clock jumps (22), and a journal that takes no more lines, which does stop the gateway.";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_costs_a_request_that_could_have_been_served() {

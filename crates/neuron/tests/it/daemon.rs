@@ -45,6 +45,33 @@ fn hello(stream: bool) -> serde_json::Value {
 }
 
 #[tokio::test]
+async fn a_node_with_a_token_answers_only_who_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let hub = HubConfig { offline: true, ..HubConfig::default() };
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = NeuronConfig { listen, hub, token_file: Some(file.clone()), ..NeuronConfig::default() };
+    for (text, complaint) in [(None, "cannot be read"), (Some(" \n"), "is empty")] {
+        text.into_iter().for_each(|text| std::fs::write(&file, text).unwrap());
+        let refused = Daemon::start_with(config.clone(), Scripted::new()).await.err().expect("no node without its token").to_string();
+        assert!(refused.contains("token_file") && refused.contains(complaint), "{refused}");
+    }
+    std::fs::write(&file, "secret\n").unwrap();
+    let credential = folder.path().join("node-token");
+    std::fs::write(&credential, "handed over").unwrap();
+    for (credential, token) in [(None, "secret"), (Some(credential), "handed over")] {
+        let daemon = Daemon::start_with(NeuronConfig { credential, ..config.clone() }, Scripted::new()).await.unwrap();
+        let client = Client::new(&format!("http://{}", daemon.addr), ClientTimeouts::default());
+        assert!(client.health().await.is_ok(), "anybody may ask whether it lives");
+        for (key, open) in [(None, false), (Some("wrong"), false), (Some(token), true)] {
+            let client = key.map_or_else(|| client.clone(), |key| client.clone().with_bearer(key));
+            assert_eq!((client.models().await.is_ok(), client.load(&ModelSpec::new("a")).await.is_err()), (open, true), "{key:?}");
+        }
+        daemon.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn models_are_loaded_asked_and_unloaded_over_http() {
     let scene = scene(Scripted::new(), &[], 5).await;
     assert_eq!(scene.client.discovery().await.unwrap().harnesses, ["candle"]);
