@@ -5,22 +5,35 @@
 
 mod action;
 mod certificate;
+mod check;
 mod decide;
+mod declared;
 mod desired;
 mod moment;
 mod observed;
 mod placement;
 mod policy;
+mod problem;
 mod profile;
+mod prove;
+mod settle;
+mod simulate;
+mod verify;
 mod words;
 
 pub use action::{Action, Step};
 pub use certificate::{Assignment, Certificate, Survival, Witness};
+pub use check::{check, nearest};
 pub use decide::decide;
+pub use declared::{Declared, DeclaredGpu, DeclaredHost, DeclaredModel, DeclaredReplicas};
 pub use desired::Desired;
 pub use moment::Moment;
 pub use observed::{Demand, ModelDemand, ModelState, Observed, ObservedDevice, ObservedModel, ObservedNode, Reach};
 pub use placement::{HostDevice, HostPlacement, Placement, PlacementError, Routing, VERSION};
 pub use policy::{Eviction, Policy};
+pub use problem::Problem;
 pub use profile::{ComputeCapability, Footprint, FootprintOrigin, Mode, ModelProfile, Replicas, Requires, Residency, Spot};
+pub use prove::prove;
+pub use settle::settle;
+pub use simulate::{Outcome, Simulation, simulate};
 pub use words::gib;

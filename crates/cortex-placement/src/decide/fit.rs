@@ -65,7 +65,7 @@ impl Survey<'_> {
     pub(super) fn offer(&self, model: usize, node: usize, fixed: Option<&[usize]>, may_evict: bool) -> Option<Offer> {
         let wanted = &self.desired.models[model];
         let view = &self.nodes[node];
-        if view.observed.reach != Reach::Ready || !wanted.allows(view.host) {
+        if view.observed.reach != Reach::Ready || !wanted.allows(view.host) || view.claimed.contains(&model) {
             return None;
         }
         if let Some(present) = view.replicas.clone().find(|at| self.replicas[*at].model == Some(model)) {
@@ -128,6 +128,7 @@ impl Survey<'_> {
         let need_mb = self.need_mb(model).unwrap_or(1) as i64;
         let start = self.nodes[offer.node].devices.start;
         self.nodes[offer.node].touched = true;
+        self.nodes[offer.node].claimed.push(model);
         match offer.way {
             Way::TakeBack(at) => {
                 let size_mb = self.replicas[at].size_mb;

@@ -38,6 +38,8 @@ pub(super) struct NodeView<'a> {
     pub(super) generation: u64,
     /// An action or a claim concerns it.
     pub(super) touched: bool,
+    /// Models that got a place on it during this decision: it holds one replica of each.
+    pub(super) claimed: Vec<usize>,
 }
 
 /// Memory in MiB; negative where more is taken than should be.
@@ -103,7 +105,7 @@ impl<'a> Survey<'a> {
             self.add_replica(at, node, model, devices.clone());
         }
         let replicas = first_replica..self.replicas.len();
-        self.nodes.push(NodeView { observed: node, host, devices, replicas, generation: node.generation, touched: false });
+        self.nodes.push(NodeView { observed: node, host, devices, replicas, generation: node.generation, touched: false, claimed: vec![] });
     }
 
     /// Of a declared host models may have what was declared and is there.

@@ -53,6 +53,16 @@ fn a_resident_moves_when_its_host_stays_away() {
 }
 
 #[test]
+fn a_host_holds_one_replica_of_a_model() {
+    let hosts: [(&str, &[u64]); 2] = [("x", &[100, 100]), ("y", &[100])];
+    let wants = desired(&hosts, &[model("a", 60).home("x", &[0]).home("y", &[0])]);
+    let mut y = node("y", &[100]);
+    y.reach = Reach::Away { since: Moment(0) };
+    let fleet = observed(vec![node("x", &[100, 100]), y]);
+    assert_eq!(told(&wants, &fleet, &Demand::none(), Moment(60 * S)), "load a on x:0");
+}
+
+#[test]
 fn a_host_for_demand_only_gets_no_resident() {
     let a = model("a", 60).home("x", &[0]).on(&["x"]).mode("y", Mode::OnDemand);
     let wants = desired(&[("x", &[100]), ("y", &[100])], &[a]);

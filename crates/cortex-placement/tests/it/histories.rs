@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cortex_core::{ModelId, NodeId};
 use cortex_placement::{
-    Action, Demand, Desired, ModelState, Moment, Observed, ObservedModel, ObservedNode, Placement, Policy, Reach, Residency, Step, decide,
+    Action, Demand, Desired, ModelState, Moment, Observed, ObservedModel, ObservedNode, Placement, Policy, Reach, Replicas, Residency,
+    Step, decide,
 };
 use proptest::prelude::*;
 
@@ -22,9 +23,10 @@ struct Case {
 }
 
 fn any_model(id: &'static str) -> impl Strategy<Value = Model> {
-    let resident = prop_oneof![Just(None), (0..3usize).prop_map(Some)];
+    let resident = prop_oneof![Just(None), (0..3usize, 1..3usize).prop_map(Some)];
     (10..70u64, 1..3usize, 0..4i32, resident, any::<bool>(), prop::option::of(1..60u64), prop::bits::u8::between(0, 3)).prop_map(
-        move |(size, devices, priority, home, pinned, idle, hosts)| {
+        move |(size, devices, priority, resident, pinned, idle, hosts)| {
+            let (home, replicas) = resident.unzip();
             let mut built = model(id, size).priority(priority);
             if let Some(idle) = idle {
                 built = built.idle_unload(idle);
@@ -40,6 +42,7 @@ fn any_model(id: &'static str) -> impl Strategy<Value = Model> {
             if let Some(home) = home.filter(|home| named.is_empty() || named.contains(&HOSTS[*home].0)) {
                 built = built.home(HOSTS[home].0, if split { &[0, 1] } else { &[0] });
                 built = if pinned { built.pinned() } else { built };
+                built.profile.replicas = Replicas { min: replicas.unwrap_or(1), max: 2 };
             }
             built
         },
@@ -154,9 +157,10 @@ fn check_leaving(case: &Case, policy: &Policy, node: &ObservedNode, held: &Obser
     if serving > profile.replicas.max.max(1) {
         return Ok(());
     }
-    prop_assert!(profile.residency != Residency::Pinned, "a pinned model leaves");
-    prop_assert!(case.now.ms_since(held.since) >= policy.residency_ms_min, "it has just come");
     let unused_ms = case.now.ms_since(held.last_used);
+    let spare = serving > profile.replicas.min && profile.idle_unload_s.is_some_and(|limit| unused_ms >= limit * S);
+    prop_assert!(profile.residency != Residency::Pinned || spare, "a pinned model leaves");
+    prop_assert!(case.now.ms_since(held.since) >= policy.residency_ms_min, "it has just come");
     let asked = held.in_flight > 0 || case.demand.models.contains_key(&held.id);
     let idle = !asked && (unused_ms >= policy.idle_ms || profile.idle_unload_s.is_some_and(|limit| unused_ms >= limit * S));
     let rivals = case.placement.models.values().filter(|other| {

@@ -4,3 +4,6 @@ mod decisions;
 mod fleet;
 mod format;
 mod histories;
+mod mistakes;
+mod proofs;
+mod simulations;
