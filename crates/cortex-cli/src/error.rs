@@ -6,11 +6,13 @@ use std::process::ExitCode;
 /// The result of a command.
 pub(crate) type Result<T> = std::result::Result<T, CliError>;
 
-/// What the exit status tells a script. 2 (wrong usage) is clap's.
+/// What the exit status tells a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     /// Something failed.
     Failed = 1,
+    /// Wrong usage; clap ends with the same.
+    Usage = 2,
     /// The gateway does not answer.
     Unreachable = 3,
     /// The command worked; what it shows is not well.

@@ -13,6 +13,7 @@ mod log;
 mod models;
 mod output;
 mod picture;
+mod placement;
 mod serve;
 mod signals;
 mod status;
@@ -67,6 +68,8 @@ enum Command {
         #[command(flatten)]
         chat: chat::ChatArgs,
     },
+    /// Check models.ncl, render it, plan, explain: where models go, proven
+    Placement(placement::PlacementArgs),
     /// Write a completion script for a shell to standard output
     Completions {
         /// The shell
@@ -83,10 +86,13 @@ struct AskArgs {
     json: bool,
 }
 
+/// Where `cortex up` and `cortex serve` listen when nobody says otherwise.
+const GATEWAY_DEFAULT: &str = "http://127.0.0.1:31313";
+
 #[derive(Debug, clap::Args)]
 struct GatewayArgs {
     /// The gateway to ask
-    #[arg(long, value_name = "URL", env = "CORTEX_GATEWAY", default_value = "http://127.0.0.1:31313")]
+    #[arg(long, value_name = "URL", env = "CORTEX_GATEWAY", default_value = GATEWAY_DEFAULT)]
     gateway: String,
     /// The API key, where the gateway asks for one
     #[arg(long, value_name = "KEY", env = "CORTEX_API_KEY", hide_env_values = true)]
@@ -121,6 +127,7 @@ fn run(command: Command) -> Result<Option<Status>> {
         Command::Doctor(args) => asking(doctor::run(args)),
         Command::Models(ask) => asking(async { models::run(&ask.gateway.connect()?, ask.json).await.map(|()| None) }),
         Command::Chat { gateway, chat } => asking(async { chat::run(&gateway.connect()?, chat).await.map(|()| None) }),
+        Command::Placement(args) => asking(placement::run(args)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cortex", &mut std::io::stdout());
             Ok(None)

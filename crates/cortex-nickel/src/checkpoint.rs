@@ -1,0 +1,160 @@
+//! The memory that a checkpoint will take, from its headers: nothing of the weights is read.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use cortex_placement::{DeclaredModel, Footprint, FootprintOrigin};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The longest header that is believed.
+const HEADER_BYTES_MAX: u64 = 100 << 20;
+
+/// Beside weights and KV cache: activations, workspaces, the driver's share.
+const OVERHEAD_BYTES: u64 = 768 << 20;
+
+/// When the file does not say.
+const CONTEXT_DEFAULT: u64 = 8192;
+const PARALLEL_DEFAULT: u64 = 4;
+
+/// The part of `config.json` that sizes a KV cache.
+#[derive(Deserialize)]
+struct Config {
+    num_hidden_layers: u64,
+    num_attention_heads: u64,
+    num_key_value_heads: Option<u64>,
+    hidden_size: u64,
+    head_dim: Option<u64>,
+    max_position_embeddings: Option<u64>,
+}
+
+/// The footprint of `model`, where its checkpoint is at hand: a folder beside the file, or in the hub's cache.
+pub(crate) fn footprint(id: &str, model: &DeclaredModel, beside: &Path, hub: Option<&Path>) -> Option<Footprint> {
+    let folder = folder(model.source.as_deref().unwrap_or(id), model.revision.as_deref(), beside, hub)?;
+    let weights = weight_bytes(&folder, model)?;
+    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    let text = config.get("text_config").cloned().unwrap_or(config);
+    let kv = serde_json::from_value(text).ok().map_or(0, |config| kv_bytes(&config, model));
+    let devices = model.tensor_parallel.unwrap_or(1).max(1) as u64;
+    let device_mb = ((weights + kv).div_ceil(devices) + OVERHEAD_BYTES).div_ceil(1 << 20);
+    Some(Footprint { devices: devices as usize, device_mb, origin: FootprintOrigin::Checkpoint })
+}
+
+fn folder(source: &str, revision: Option<&str>, beside: &Path, hub: Option<&Path>) -> Option<PathBuf> {
+    let local = beside.join(source);
+    if local.join("config.json").is_file() {
+        return Some(local);
+    }
+    let repository = hub?.join(format!("models--{}", source.replace('/', "--")));
+    let revision = revision.unwrap_or("main");
+    let commit = std::fs::read_to_string(repository.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
+    Some(repository.join("snapshots").join(commit.trim())).filter(|snapshot| snapshot.join("config.json").is_file())
+}
+
+/// Every tensor of every file, as it will be held.
+fn weight_bytes(folder: &Path, model: &DeclaredModel) -> Option<u64> {
+    let files = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    let mut total = 0;
+    let mut any = false;
+    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "safetensors")) {
+        total += tensor_bytes(&file, model)?;
+        any = true;
+    }
+    any.then_some(total)
+}
+
+fn tensor_bytes(file: &Path, model: &DeclaredModel) -> Option<u64> {
+    let mut file = File::open(file).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = u64::from_le_bytes(length);
+    if length > HEADER_BYTES_MAX {
+        return None;
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).ok()?;
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(&header).ok()?;
+    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
+    Some(tensors.map(|(_, tensor)| held_bytes(tensor, model)).sum())
+}
+
+/// Matrices are quantized or held in `dtype`; everything else stays as it is.
+fn held_bytes(tensor: &Value, model: &DeclaredModel) -> u64 {
+    let shape: Vec<u64> = tensor["shape"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+    let elements: u64 = shape.iter().product();
+    let stored_bits = match tensor["dtype"].as_str() {
+        Some("F64" | "I64" | "U64") => 64,
+        Some("F32" | "I32" | "U32") => 32,
+        Some("BF16" | "F16" | "I16" | "U16") => 16,
+        _ => 8,
+    };
+    let quantized = model.quant.as_deref().and_then(|quant| match quant {
+        // Block formats carry their scales: bits per weight times two.
+        "q8_0" => Some(17),
+        "q6k" => Some(14),
+        "q5k" => Some(11),
+        "q4k" => Some(9),
+        _ => None,
+    });
+    let twice_bits = match (quantized, model.dtype.as_deref()) {
+        (Some(twice), _) if shape.len() == 2 => twice,
+        (_, Some("f32")) => 64,
+        (_, Some("bf16" | "f16")) => 32,
+        _ => 2 * stored_bits,
+    };
+    (elements * twice_bits).div_ceil(16)
+}
+
+fn kv_bytes(config: &Config, model: &DeclaredModel) -> u64 {
+    let heads = config.num_key_value_heads.unwrap_or(config.num_attention_heads);
+    let head = config.head_dim.unwrap_or(config.hidden_size / config.num_attention_heads.max(1));
+    let context =
+        model.context.map_or(config.max_position_embeddings.unwrap_or(CONTEXT_DEFAULT).min(CONTEXT_DEFAULT), |context| context as u64);
+    let parallel = model.parallel.map_or(PARALLEL_DEFAULT, |parallel| parallel as u64);
+    let bytes = if model.dtype.as_deref() == Some("f32") { 4 } else { 2 };
+    2 * config.num_hidden_layers * heads * head * bytes * context * parallel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model(fields: Value) -> DeclaredModel {
+        let mut all = serde_json::json!({ "residency": "on_demand", "priority": 1 });
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(all).unwrap()
+    }
+
+    /// One matrix of 1024 x 1024 and one vector of 1024, stored in bf16.
+    fn checkpoint() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[1024,1024],"data_offsets":[0,2097152]},"n":{"dtype":"BF16","shape":[1024],"data_offsets":[2097152,2099200]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        std::fs::create_dir(folder.path().join("m")).unwrap();
+        std::fs::write(folder.path().join("m/model.safetensors"), bytes).unwrap();
+        let config =
+            r#"{"num_hidden_layers":2,"num_attention_heads":8,"num_key_value_heads":2,"hidden_size":1024,"max_position_embeddings":4096}"#;
+        std::fs::write(folder.path().join("m/config.json"), config).unwrap();
+        folder
+    }
+
+    #[test]
+    fn weights_and_cache_are_added_up() {
+        let folder = checkpoint();
+        let of = |fields| footprint("m", &model(fields), folder.path(), None).map(|footprint| (footprint.devices, footprint.device_mb));
+        // 2 MiB and 2 KiB of weights; 2 x 2 layers x 2 heads x 128 x 2 bytes x 4096 x 4 = 32 MiB of cache; 768 MiB besides.
+        assert_eq!(of(serde_json::json!({})), Some((1, 803)));
+        assert_eq!(of(serde_json::json!({ "context": 1024, "parallel": 1 })), Some((1, 773)));
+        assert_eq!(of(serde_json::json!({ "dtype": "f32", "tensor_parallel": 2 })), Some((2, 803)));
+        assert_eq!(of(serde_json::json!({ "source": "elsewhere" })), None);
+    }
+
+    #[test]
+    fn quantized_matrices_take_less() {
+        let tensor = serde_json::json!({ "dtype": "BF16", "shape": [1024, 1024] });
+        let bytes = |quant| held_bytes(&tensor, &model(serde_json::json!({ "quant": quant })));
+        assert_eq!(["none", "q8_0", "q6k", "q5k", "q4k"].map(bytes), [2_097_152, 1_114_112, 917_504, 720_896, 589_824]);
+    }
+}

@@ -1,0 +1,74 @@
+//! What a running fleet would do to become what the file says, and why a model goes where it goes.
+
+use std::fmt::Write;
+
+use cortex_core::{FleetReport, ModelId};
+use cortex_placement::{Action, Desired, Moment, Observed, Placement, Policy, gib, settle};
+
+/// The steps from the reported fleet to the placement.
+pub(crate) fn plan(placement: &Placement, fleet: &FleetReport) -> Vec<Action> {
+    let now = Moment(u64::from(u32::MAX));
+    let policy = Policy { unload_undeclared: true, ..Policy::default() };
+    settle(&Desired::new(placement.clone(), policy), Observed::of(fleet, now), now)
+}
+
+/// One line a step, with its reason.
+pub(crate) fn words(placement: &Placement, actions: &[Action]) -> String {
+    if actions.is_empty() {
+        return format!("nothing to do: the fleet is what generation {} says\n", placement.generation);
+    }
+    let steps: Vec<String> = actions.iter().map(Action::to_string).collect();
+    let width = steps.iter().map(|step| step.chars().count()).max().unwrap_or(0);
+    let mut out = format!(
+        "{} to generation {}\n",
+        if steps.len() == 1 { "1 step".to_owned() } else { format!("{} steps", steps.len()) },
+        placement.generation
+    );
+    for (step, action) in steps.iter().zip(actions) {
+        let _ = writeln!(out, "  {step:<width$}   {}", action.reason);
+    }
+    out
+}
+
+/// Where `model` goes and why; `None` when there is none of that name.
+pub(crate) fn explain(placement: &Placement, name: &str) -> Option<String> {
+    let id: ModelId = placement.routing.aliases.get(name).cloned().unwrap_or_else(|| name.into());
+    let profile = placement.models.get(&id)?;
+    let mut out = format!("{id}\n");
+    let mut line = |what: &str, text: String| {
+        let _ = writeln!(out, "  {what:<10} {text}");
+    };
+    let devices = profile.tensor_parallel();
+    let memory = match profile.footprint {
+        Some(footprint) => {
+            let origin = match footprint.origin {
+                cortex_placement::FootprintOrigin::Declared => "as vram_mb says",
+                cortex_placement::FootprintOrigin::Checkpoint => "computed from its checkpoint",
+            };
+            let each = if devices == 1 { "on one device".to_owned() } else { format!("on each of {devices} devices") };
+            format!("{} {each}, {origin}", gib(footprint.device_mb))
+        }
+        None => "not known: no vram_mb, and its checkpoint is not at hand; it counts as nothing until a node has loaded it".to_owned(),
+    };
+    line("memory", memory);
+    line("priority", profile.priority.to_string());
+    for resident in placement.certificate.residents.iter().filter(|resident| resident.model == id) {
+        let slack = &placement.certificate.slack_mb[&resident.host];
+        let places: Vec<String> =
+            resident.devices.iter().map(|index| format!("{}:{index} ({} to spare)", resident.host, gib(slack[*index]))).collect();
+        line("resident", places.join(", "));
+    }
+    for witness in placement.certificate.witnesses.iter().filter(|witness| witness.model == id) {
+        let devices: Vec<String> = witness.devices.iter().map(|index| format!("{}:{index}", witness.host)).collect();
+        let displaced: Vec<String> =
+            witness.displaces.iter().map(|model| format!("`{model}` (priority {})", placement.models[model].priority)).collect();
+        let room = if displaced.is_empty() { "beside the residents".to_owned() } else { format!("displacing {}", displaced.join(", ")) };
+        line("on demand", format!("{}, {room}", devices.join(", ")));
+    }
+    let hosts: Vec<&str> = placement.routing.nodes[&id].iter().map(cortex_core::NodeId::as_str).collect();
+    line("hosts", hosts.join(", "));
+    if !profile.fallbacks.is_empty() {
+        line("fallbacks", profile.fallbacks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    }
+    Some(out)
+}

@@ -1,0 +1,181 @@
+//! What the subcommands write.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cortex_core::{DeviceInfo, DeviceKind};
+use cortex_core::{Discovery, FleetReport, GatewayReport, ModelReport, ModelStatus, NodeReport, NodeState};
+use cortex_placement::Placement;
+
+use crate::program::{complaint, root, told};
+
+#[test]
+fn the_example_fleet_is_proven() {
+    let shown = told(&root(), &["check"]);
+    assert!(shown.starts_with("ok: models.ncl is proven: 4 models on 2 hosts, 3 replicas held always"), "{shown}");
+    Placement::from_json(&told(&root(), &["render"])).unwrap().verify().unwrap();
+}
+
+#[test]
+fn a_host_gets_its_own_part() {
+    let benjy: serde_json::Value = serde_json::from_str(&told(&root(), &["render", "--host", "benjy"])).unwrap();
+    assert_eq!(benjy["preload"], serde_json::json!(["qwen3-4b", "bge-small"]));
+    assert_eq!(benjy["models"].as_array().unwrap().len(), 2);
+    let wrong = complaint(&root(), &["render", "--host", "quad"]);
+    assert!(wrong.contains("there is no host `quad`") && wrong.contains("beast, benjy"), "{wrong}");
+}
+
+#[test]
+fn hosts_from_elsewhere_take_the_place_of_the_files_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = r#"{"beast":{"endpoint":"http://beast:13131","gpus":[{"name":"T4","vram_mb":15360}]},"benjy":{"endpoint":"http://benjy:13131","gpus":[{"name":"T4","vram_mb":15360}]}}"#;
+    let hosts = folder.path().join("facts.json");
+    std::fs::write(&hosts, small).unwrap();
+    let wrong = complaint(&root(), &["check", "--hosts", hosts.to_str().unwrap()]);
+    assert!(wrong.contains("`qwen3-vl-8b` does not fit `beast`, even alone"), "{wrong}");
+}
+
+#[test]
+fn a_lost_host_shows_who_depends_on_it() {
+    let wrong = complaint(&root(), &["check", "--survive", "1"]);
+    assert!(wrong.contains("without `benjy`: no host that may hold `bge-small` is left"), "{wrong}");
+}
+
+#[test]
+fn a_model_is_explained_by_any_of_its_names() {
+    insta::assert_snapshot!("explain", told(&root(), &["explain", "large"]));
+    let wrong = complaint(&root(), &["explain", "qwen3-vl-8"]);
+    assert!(wrong.contains("did you mean `qwen3-vl-8b`?"), "{wrong}");
+}
+
+#[test]
+fn the_contracts_can_be_had_for_an_editor() {
+    let contracts = told(&root(), &["contract"]);
+    let model = &contracts[contracts.find("  Model = {").unwrap()..];
+    for field in ["source", "vram_mb", "residency", "idle_unload_s"] {
+        let line = model.lines().skip_while(|line| !line.trim_start().starts_with(&format!("{field} |"))).take(2).collect::<String>();
+        assert!(line.contains("doc \""), "{field} has no doc");
+    }
+}
+
+#[test]
+fn a_plan_is_the_difference_to_the_running_fleet() {
+    let folder = tempfile::tempdir().unwrap();
+    let loaded = |id: &str, device: &str| ModelReport {
+        id: id.into(),
+        status: ModelStatus::Loaded,
+        capabilities: vec![],
+        architecture: None,
+        parameters: None,
+        context: None,
+        devices: vec![device.to_owned()],
+        memory_used_bytes: 1 << 30,
+        generation: 3,
+        load_s: None,
+    };
+    let fleet =
+        report(&[("beast", 2, 32607, vec![loaded("stray", "cuda-dev-0")]), ("benjy", 1, 24564, vec![loaded("bge-small", "cuda-dev-0")])]);
+    let file = folder.path().join("fleet.json");
+    std::fs::write(&file, serde_json::to_string(&fleet).unwrap()).unwrap();
+    let shown = told(&root(), &["plan", "--fleet", file.to_str().unwrap()]);
+    let steps: Vec<&str> = shown.lines().skip(1).filter_map(|line| line.trim().split("   ").next()).collect();
+    assert_eq!(steps, ["unload stray from beast:0", "load qwen3-vl-8b on beast:0", "load qwen3-4b on benjy:0"], "{shown}");
+}
+
+fn report(nodes: &[(&str, usize, u64, Vec<ModelReport>)]) -> FleetReport {
+    let device = |index: usize, mb: u64| DeviceInfo {
+        index,
+        name: format!("cuda-dev-{index}"),
+        kind: DeviceKind::Cuda,
+        product: "card".into(),
+        memory_total_bytes: mb << 20,
+        compute_capability: Some("8.9".into()),
+    };
+    let node = |(name, devices, mb, models): &(&str, usize, u64, Vec<ModelReport>)| NodeReport {
+        name: (*name).into(),
+        endpoint: format!("http://{name}:13131"),
+        state: NodeState::Ready,
+        discovery: Some(Discovery {
+            hostname: (*name).into(),
+            os: String::new(),
+            version: String::new(),
+            boot_id: String::new(),
+            driver_version: None,
+            cuda_version: None,
+            gpu_note: None,
+            devices: (0..*devices).map(|index| device(index, *mb)).collect(),
+            harnesses: vec![],
+        }),
+        health: None,
+        models: models.clone(),
+        placed: vec![],
+        requests_in_flight: 0,
+        tokens_per_second: None,
+        seen_s_ago: None,
+    };
+    let gateway = GatewayReport { version: String::new(), uptime_s: 0.0, requests_in_flight: 0 };
+    FleetReport { gateway, nodes: nodes.iter().map(node).collect() }
+}
+
+/// A thousand models on fifty hosts; fewer in a debug build, where they would take longer than the evaluation may. The time is
+/// printed, not judged: it depends on the machine.
+#[test]
+fn a_large_fleet_is_proven_within_the_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (models, hosts) = if cfg!(debug_assertions) { (100, 10) } else { (1000, 50) };
+    std::fs::write(folder.path().join("models.ncl"), large(models, hosts)).unwrap();
+    std::fs::write(folder.path().join("twelve.ncl"), large(12, 5)).unwrap();
+    let timed = |file: &str| {
+        let started = Instant::now();
+        let shown = told(folder.path(), &["check", file]);
+        (shown, started.elapsed())
+    };
+    let (small, small_time): (String, Duration) = timed("twelve.ncl");
+    assert!(small.contains("12 models on 5 hosts"), "{small}");
+    let (shown, time) = timed("models.ncl");
+    assert!(shown.contains(&format!("{models} models on {hosts} hosts")), "{shown}");
+    println!("12 models: {small_time:?}; {models} models: {time:?}");
+}
+
+fn large(models: usize, hosts: usize) -> String {
+    let mut text = String::from("{\n  hosts = {\n");
+    for host in 0..hosts {
+        let gpu = "{ name = \"H100\", vram_mb = 81559, compute_capability = \"9.0\" }";
+        let _ =
+            writeln!(text, "    host-{host:02} = {{ endpoint = \"http://host-{host:02}:13131\", gpus = [{gpu}, {gpu}, {gpu}, {gpu}] }},");
+    }
+    text.push_str("  },\n  models = {\n");
+    for model in 0..models {
+        let residency = if model % 3 == 0 { "'resident" } else { "'on_demand" };
+        let size = 4000 + (model * 7919) % 30000;
+        let host = model % hosts;
+        let _ = writeln!(
+            text,
+            "    \"model-{model:04}\" = {{ vram_mb = {size}, context = 8192, residency = {residency}, aliases = [\"alias-{model}\"], placement = {{ host-{host:02} = {{}}, host-{:02}.mode = 'auto }} }},",
+            (host + 1) % hosts
+        );
+    }
+    text.push_str("  },\n}\n");
+    text
+}
+
+/// A file that is not there is named.
+#[test]
+fn a_missing_file_is_named() {
+    let wrong = complaint(Path::new("/"), &["check", "no-such-models.ncl"]);
+    assert!(wrong.contains("cannot read no-such-models.ncl"), "{wrong}");
+}
+
+/// Each example of the document is a fleet that is proven.
+#[test]
+fn the_examples_of_the_document_are_proven() {
+    let text = std::fs::read_to_string(root().join("docs/placement.md")).unwrap();
+    let examples: Vec<&str> = text.split("```nickel\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(examples.len(), 4);
+    let folder = tempfile::tempdir().unwrap();
+    for example in examples {
+        std::fs::write(folder.path().join("models.ncl"), example).unwrap();
+        assert!(told(folder.path(), &["check"]).starts_with("ok"), "{example}");
+    }
+}
