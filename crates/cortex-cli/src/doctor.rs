@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::client::Gateway;
 use crate::error::{CliError, Result, Status};
 use crate::output;
-use crate::serve::{ServeArgs, configuration};
+use crate::serve::{ServeArgs, setup};
 use crate::style::{Ink, Style};
 
 /// Clocks that differ by more make logs hard to read together.
@@ -32,10 +32,11 @@ enum Level {
 
 /// Says what was found; `Degraded` when something would not work.
 pub(crate) async fn run(args: ServeArgs) -> Result<Option<Status>> {
-    let config = configuration(&args)?;
-    let mut findings = about_config(&config);
+    let setup = setup(&args)?;
+    let config = setup.config();
+    let mut findings = about_config(config);
     for neuron in &config.neurons {
-        findings.extend(about_node(&config, neuron).await);
+        findings.extend(about_node(config, neuron).await);
     }
     output::text(&render(&findings, Style::of_stdout()))?;
     let worst = findings.iter().map(|finding| finding.level).max();

@@ -25,8 +25,7 @@ pub(crate) struct PlacementArgs {
 
 /// Runs the other program to its end; its exit status is ours.
 pub(crate) async fn run(args: PlacementArgs) -> Result<Option<Status>> {
-    let beside = std::env::current_exe().ok();
-    let program = find(beside.as_deref().and_then(Path::parent), std::env::var_os("PATH").as_deref()).ok_or_else(missing)?;
+    let program = program()?;
     let Asked { arguments, asks_fleet, url, key } = Asked::read(args.arguments)?;
     let fleet = if asks_fleet { Some(fleet(url, key).await?) } else { None };
     let mut command = Command::new(&program);
@@ -45,6 +44,26 @@ pub(crate) async fn run(args: PlacementArgs) -> Result<Option<Status>> {
         Some(2) => Some(Status::Usage),
         _ => Some(Status::Failed),
     })
+}
+
+/// The rendered form of `file`: its text, or what the other program makes of a models.ncl.
+pub(crate) fn rendered(file: &Path) -> Result<String> {
+    let unusable = || CliError::new(format!("{} cannot be used", file.display()));
+    if file.extension().is_none_or(|extension| extension != "ncl") {
+        return std::fs::read_to_string(file).map_err(|error| unusable().note(error.to_string()));
+    }
+    let program = program()?;
+    let output = Command::new(&program).arg("render").arg(file).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| CliError::new(format!("cannot run {}: {error}", program.display())))?;
+    match output.status.success() {
+        true => String::from_utf8(output.stdout).map_err(|error| unusable().note(error.to_string())),
+        false => Err(CliError::new(format!("{} cannot be used\n{}", file.display(), String::from_utf8_lossy(&output.stderr)))),
+    }
+}
+
+fn program() -> Result<PathBuf> {
+    let beside = std::env::current_exe().ok();
+    find(beside.as_deref().and_then(Path::parent), std::env::var_os("PATH").as_deref()).ok_or_else(missing)
 }
 
 async fn fleet(url: Option<String>, key: Option<String>) -> Result<Value> {

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cortex_core::config::GatewayConfig;
-use cortex_gateway::{Drained, Gateway, Listeners, RunningGateway};
+use cortex_gateway::{Drained, Gateway, Listeners, RunningGateway, Setup};
+use cortex_placement::Placement;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 
 use crate::error::{CliError, Result, Status};
 use crate::log;
+use crate::placement;
 use crate::signals::{ReloadSignal, StopSignals};
 
 /// What the command line asks for.
@@ -25,6 +27,9 @@ pub(crate) struct ServeArgs {
     /// Where Prometheus connects, instead of what the configuration says
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<SocketAddr>,
+    /// What `cortex placement render` wrote, or a models.ncl, instead of gateway.placement_file
+    #[arg(long, value_name = "FILE", env = "CORTEX_PLACEMENT")]
+    placement: Option<PathBuf>,
     /// Check the configuration, say what it comes to, and stop
     #[arg(long)]
     check: bool,
@@ -32,15 +37,15 @@ pub(crate) struct ServeArgs {
 
 /// Serves until told to stop, then lets open requests end.
 pub(crate) async fn run(args: ServeArgs) -> Result<()> {
-    let config = configuration(&args)?;
+    let setup = setup(&args)?;
     if args.check {
-        return crate::output::text(&format!("{}\n", summary(&config)));
+        return crate::output::text(&format!("{}\n", summary(setup.config())));
     }
     let _logging = log::start("info")?;
     let mut signals = StopSignals::listen()?;
     let mut reloads = ReloadSignal::listen()?;
-    let listeners = listeners(&config).await?;
-    let gateway = Gateway::start_on(config, listeners).await.map_err(anyhow::Error::from)?;
+    let listeners = listeners(setup.config()).await?;
+    let gateway = Gateway::start_on(setup, listeners).await.map_err(anyhow::Error::from)?;
     notify(NotifyState::Ready);
     let mut pulse = Pulse::of_systemd();
     loop {
@@ -67,8 +72,8 @@ fn reload(args: &ServeArgs, gateway: &RunningGateway) {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         notify(now);
     }
-    match configuration(args) {
-        Ok(config) => drop(gateway.reload(config)),
+    match setup(args) {
+        Ok(setup) => drop(gateway.reload(setup)),
         Err(error) => gateway.reload_failed(&error),
     }
     notify(NotifyState::Ready);
@@ -123,8 +128,18 @@ impl Pulse {
     }
 }
 
+/// The configuration, and the placement where one is named.
+pub(crate) fn setup(args: &ServeArgs) -> Result<Setup> {
+    let config = configuration(args)?;
+    let Some(file) = args.placement.clone().or_else(|| config.gateway.placement_file.clone()) else { return Ok(config.into()) };
+    let unusable = |why: String| CliError::new(format!("{} cannot be used", file.display())).note(why);
+    let placement = Placement::from_json(&placement::rendered(&file)?).map_err(|error| unusable(error.to_string()))?;
+    placement.verify().map_err(|flaw| unusable(format!("its proof does not hold: {flaw}; render it again")))?;
+    Setup::placed(config, placement).map_err(|error| unusable(error.to_string()))
+}
+
 /// The file, the environment and the command line, each over the one before.
-pub(crate) fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
+fn configuration(args: &ServeArgs) -> Result<GatewayConfig> {
     let text = match &args.config {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|error| CliError::new(format!("cannot read {}: {error}", path.display())).note("name the file with --config PATH"))?,
@@ -214,7 +229,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let config = Some(file.path().to_owned());
-        (file, ServeArgs { config, listen: Some("127.0.0.1:1".parse().unwrap()), metrics_listen: None, check: true })
+        (file, ServeArgs { config, listen: Some("127.0.0.1:1".parse().unwrap()), metrics_listen: None, placement: None, check: true })
     }
 
     #[test]
@@ -230,7 +245,7 @@ mod tests {
         let error = configuration(&args).unwrap_err().to_string().replace(&file.path().display().to_string(), "FILE");
         insta::assert_snapshot!(error, @r"
         error: FILE cannot be used
-          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`, `node_token`, `node_token_file`, `keys_file`, `cors_origins`
+          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`, `node_token`, `node_token_file`, `keys_file`, `placement_file`, `cors_origins`
         ");
     }
 

@@ -59,6 +59,9 @@ pub struct GatewaySection {
     /// A file with more `[[keys]]`, one that fewer may read than this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keys_file: Option<PathBuf>,
+    /// What `cortex placement render` wrote, or the `models.ncl` itself. Its hosts join `[[neurons]]`; models and aliases come from it alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement_file: Option<PathBuf>,
     /// Web pages of these origins may call the gateway from a browser (`https://app.example`, or `*`).
     pub cors_origins: Vec<String>,
 }
@@ -72,6 +75,7 @@ impl Default for GatewaySection {
             node_token: String::new(),
             node_token_file: None,
             keys_file: None,
+            placement_file: None,
             cors_origins: Vec::new(),
         }
     }

@@ -20,6 +20,7 @@ use crate::proxy::Proxy;
 use crate::queue::Queues;
 use crate::reconciler::{Clock, Reconciler};
 use crate::retry_budget::RetryBudget;
+use crate::setup::Setup;
 
 /// The gateway's parts, wired.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub(crate) struct App {
     /// As it was at the start: limits, waits and addresses.
     pub(crate) config: GatewayConfig,
     /// As it is: nodes, models, keys.
-    pub(crate) live: Arc<ArcSwap<GatewayConfig>>,
+    pub(crate) live: Arc<ArcSwap<Setup>>,
     pub(crate) fleet: Arc<FleetCell>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -48,7 +49,8 @@ pub(crate) struct App {
 
 impl App {
     /// Nothing runs yet.
-    pub(crate) fn new(config: GatewayConfig) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(setup: Setup) -> Result<Self, prometheus::Error> {
+        let config = setup.config.clone();
         let metrics = Arc::new(Metrics::new()?);
         let fleet = Arc::new(FleetCell::new(Fleet::new(&config.neurons, Arc::new(config.placement.clone()))));
         let nodes = Arc::new(Nodes::new(&config, Arc::clone(&fleet), Arc::clone(&metrics)));
@@ -57,7 +59,7 @@ impl App {
             proxy: Proxy::new(&config.timeouts, &config.gateway.node_token),
             lifecycle: Arc::new(lifecycle),
             keys: ArcSwap::from_pointee(Keys::new(&config.keys)),
-            live: Arc::new(ArcSwap::from_pointee(config.clone())),
+            live: Arc::new(ArcSwap::from_pointee(setup)),
             queues: Arc::new(Queues::new(config.limits.queue_len_max.get())),
             retry_budget: RetryBudget::new(Instant::now()),
             plan: Arc::default(),
@@ -86,7 +88,7 @@ impl App {
     /// What it starts runs on `tasks`.
     pub(crate) fn reconciler(&self, poller: Arc<Poller>, tasks: Tasks) -> Reconciler {
         Reconciler {
-            config: Arc::clone(&self.live),
+            setup: Arc::clone(&self.live),
             fleet: Arc::clone(&self.fleet),
             nodes: Arc::clone(&self.nodes),
             lifecycle: Arc::clone(&self.lifecycle),
@@ -98,13 +100,14 @@ impl App {
         }
     }
 
-    /// Takes over the nodes, models and keys of `config`. Requests under way are not touched.
-    pub(crate) fn reconfigure(&self, config: GatewayConfig) {
-        self.nodes.reconfigure(&config);
+    /// Takes over the nodes, models and keys of `setup`. Requests under way are not touched.
+    pub(crate) fn reconfigure(&self, setup: Setup) {
+        let config = &setup.config;
+        self.nodes.reconfigure(config);
         let placement = Arc::new(config.placement.clone());
         self.fleet.update(|fleet| fleet.reconfigured(&config.neurons, Arc::clone(&placement)));
         self.keys.store(Arc::new(self.keys.load().replaced_by(&config.keys)));
-        self.live.store(Arc::new(config));
+        self.live.store(Arc::new(setup));
         self.lifecycle.wake();
     }
 

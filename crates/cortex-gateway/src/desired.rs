@@ -10,9 +10,24 @@ use cortex_placement::{
 };
 
 use crate::fleet::{Fleet, Standing};
+use crate::setup::Setup;
 
-/// From the configuration, and what nodes report.
-pub(crate) fn desired(config: &GatewayConfig, fleet: &Fleet) -> Desired {
+/// From what the gateway was told, and what nodes report. A placement is the whole truth: what it does not name leaves.
+pub(crate) fn desired(setup: &Setup, fleet: &Fleet) -> Desired {
+    let config = &setup.config;
+    let (mut placement, policy) = match &setup.placement {
+        Some(placement) => (Placement::clone(placement), Policy { unload_undeclared: true, ..policy(config) }),
+        None => (configured(config, fleet), policy(config)),
+    };
+    let host = |endpoint: String| HostPlacement { endpoint, devices: vec![], reserved_mb: 0, models: vec![], preload: vec![] };
+    for node in fleet.nodes() {
+        placement.hosts.entry(node.id.clone()).or_insert_with(|| host(node.endpoint.to_string()));
+    }
+    Desired::new(placement, policy)
+}
+
+/// What `[[models]]` say, and what nodes have besides.
+fn configured(config: &GatewayConfig, fleet: &Fleet) -> Placement {
     let declared = config.placement.models().map(|placed| {
         let model = &placed.spec.model_id;
         let terms = config.terms.get(model).cloned().unwrap_or_default();
@@ -23,9 +38,7 @@ pub(crate) fn desired(config: &GatewayConfig, fleet: &Fleet) -> Desired {
         let nodes: Vec<NodeId> = fleet.replicas(model.as_str()).map(|(node, _)| node.id.clone()).collect();
         models.insert(model.clone(), profile(ModelSpec::new(model.clone()), &nodes, &ModelTerms::default(), live(fleet, model)));
     }
-    let host = |endpoint: String| HostPlacement { endpoint, devices: vec![], reserved_mb: 0, models: vec![], preload: vec![] };
-    let hosts = fleet.nodes().iter().map(|node| (node.id.clone(), host(node.endpoint.to_string()))).collect();
-    Desired::new(Placement::new(hosts, models, Routing::default(), Certificate::default()), policy(config))
+    Placement::new(BTreeMap::new(), models, Routing::default(), Certificate::default())
 }
 
 /// How the decider weighs.

@@ -28,6 +28,7 @@ mod router;
 mod routing;
 mod scan;
 mod serve;
+mod setup;
 mod tracker;
 mod translate;
 
@@ -48,6 +49,7 @@ use crate::lifecycle::Tasks;
 use crate::serve::Serving;
 
 pub use crate::reload::Reloaded;
+pub use crate::setup::{Setup, SetupError};
 
 /// Connections of scrapers.
 const METRICS_CONNECTIONS_MAX: usize = 64;
@@ -104,17 +106,19 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Listeners::bind`].
-    pub async fn start(config: GatewayConfig) -> Result<RunningGateway, StartError> {
-        let listeners = Listeners::bind(&config).await?;
-        Self::start_on(config, listeners).await
+    pub async fn start(setup: impl Into<Setup>) -> Result<RunningGateway, StartError> {
+        let setup = setup.into();
+        let listeners = Listeners::bind(setup.config()).await?;
+        Self::start_on(setup, listeners).await
     }
 
     /// Asks every node once, so that the first request finds a known fleet, and serves on `listeners`.
     ///
     /// # Errors
     /// A socket without an address, or contradicting metrics.
-    pub async fn start_on(config: GatewayConfig, listeners: Listeners) -> Result<RunningGateway, StartError> {
-        let section = config.gateway.clone();
+    pub async fn start_on(setup: impl Into<Setup>, listeners: Listeners) -> Result<RunningGateway, StartError> {
+        let setup = setup.into();
+        let section = setup.config.gateway.clone();
         let local =
             |listener: &TcpListener, address, key| listener.local_addr().map_err(|source| StartError::Listen { address, key, source });
         let addr = local(&listeners.api, section.listen, "gateway.listen")?;
@@ -122,7 +126,7 @@ impl Gateway {
 
         let tasks = Tasks::default();
         let Tasks { tracker: background, kill } = tasks.clone();
-        let app = Arc::new(App::new(config)?);
+        let app = Arc::new(App::new(setup)?);
         let poller = app.poller();
         join_all(app.config.neurons.iter().map(|entry| poller.poll(&entry.name))).await;
         for entry in &app.config.neurons {
@@ -181,8 +185,8 @@ impl RunningGateway {
     }
 
     /// Takes over another configuration while requests are under way: its nodes, models, aliases, keys, origins and `[eviction]`.
-    pub fn reload(&self, config: GatewayConfig) -> Reloaded {
-        let reloaded = reload::reload(&self.app, config, &self.background, &self.reloading);
+    pub fn reload(&self, setup: impl Into<Setup>) -> Reloaded {
+        let reloaded = reload::reload(&self.app, setup.into(), &self.background, &self.reloading);
         self.app.metrics.config_reloads.with_label_values(&["ok"]).inc();
         tracing::info!(added = ?reloaded.nodes_added, removed = ?reloaded.nodes_removed, "configuration reloaded");
         if !reloaded.after_restart.is_empty() {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cortex_core::config::GatewayConfig;
 use cortex_core::{ModelId, ModelStatus, NodeId};
 use cortex_placement::{Action, Demand, Desired, ModelState, Moment, Observed, Reach, Step, decide};
 use futures::future::join_all;
@@ -19,6 +18,7 @@ use crate::lifecycle::{Lifecycle, Tasks, Want};
 use crate::metrics::Metrics;
 use crate::nodes::{Nodes, Order, is_stale};
 use crate::poller::Poller;
+use crate::setup::Setup;
 
 /// While something drains, its end is looked for this often.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -29,7 +29,7 @@ const ENDS_MAX: usize = 256;
 
 /// The parts it works with.
 pub(crate) struct Reconciler {
-    pub(crate) config: Arc<ArcSwap<GatewayConfig>>,
+    pub(crate) setup: Arc<ArcSwap<Setup>>,
     pub(crate) fleet: Arc<FleetCell>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -99,7 +99,7 @@ impl Reconciler {
         let mut state = State { tracker: crate::tracker::Tracker::default(), busy: BTreeSet::new(), ends: sender };
         loop {
             let draining = self.step(&mut state).await;
-            let pause = if draining { DRAIN_LOOK } else { self.config.load().timeouts.reconcile_ms.duration() };
+            let pause = if draining { DRAIN_LOOK } else { self.setup.load().config.timeouts.reconcile_ms.duration() };
             tokio::select! {
                 () = self.lifecycle.woken() => {}
                 end = ends.recv() => end.into_iter().for_each(|end| self.take_in(&mut state, end)),
@@ -142,7 +142,7 @@ impl Reconciler {
 
     fn look(&self, state: &mut State) -> Seen {
         let (fleet, now) = (self.fleet.load(), self.clock.now());
-        let desired = desired::desired(&self.config.load(), &fleet);
+        let desired = desired::desired(&self.setup.load(), &fleet);
         let observed = state.tracker.observe(&fleet, now);
         let wants = self.lifecycle.wanted();
         let waited_for = |demand: Demand, want: &Want| demand.with(want.model.clone(), want.waiting, self.clock.moment(want.since));
@@ -277,7 +277,7 @@ impl Reconciler {
         if spared && !seen.could_with_failures(model) {
             return Some(reasons.join("; "));
         }
-        let patience = self.config.load().timeouts.place_ms_max.duration();
+        let patience = self.setup.load().config.timeouts.place_ms_max.duration();
         (want.since.elapsed() >= patience).then(|| {
             format!("every device that could hold it has been in use for {patience:?} (place_ms_max); nodes: {}", self.states(model))
         })

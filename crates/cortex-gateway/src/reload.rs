@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
+use crate::setup::Setup;
 
 /// What a reload did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,18 +23,21 @@ pub struct Reloaded {
 }
 
 /// Swaps the configuration and begins to watch nodes that are new. A node that is gone ends what it has and gets nothing new.
-pub(crate) fn reload(app: &Arc<App>, config: GatewayConfig, background: &TaskTracker, kill: &CancellationToken) -> Reloaded {
+pub(crate) fn reload(app: &Arc<App>, setup: Setup, background: &TaskTracker, kill: &CancellationToken) -> Reloaded {
     let before = app.live.load_full();
     let nodes = |config: &GatewayConfig| -> BTreeSet<(NodeId, String)> {
         config.neurons.iter().map(|entry| (entry.name.clone(), entry.endpoint.to_string())).collect()
     };
-    let (old, new) = (nodes(&before), nodes(&config));
+    let (old, new) = (nodes(&before.config), nodes(&setup.config));
     let only = |these: &BTreeSet<_>, those: &BTreeSet<_>| -> Vec<NodeId> {
         these.difference(those).map(|(name, _): &(NodeId, String)| name.clone()).collect()
     };
-    let reloaded =
-        Reloaded { nodes_added: only(&new, &old), nodes_removed: only(&old, &new), after_restart: after_restart(&app.config, &config) };
-    app.reconfigure(config);
+    let reloaded = Reloaded {
+        nodes_added: only(&new, &old),
+        nodes_removed: only(&old, &new),
+        after_restart: after_restart(&app.config, &setup.config),
+    };
+    app.reconfigure(setup);
     let poller = app.poller();
     for node in reloaded.nodes_added.clone() {
         let poller = Arc::clone(&poller);
@@ -51,6 +55,7 @@ fn after_restart(started: &GatewayConfig, config: &GatewayConfig) -> Vec<&'stati
     let section = |config: &GatewayConfig| {
         let mut section = config.gateway.clone();
         section.cors_origins = Vec::new();
+        section.placement_file = None;
         section
     };
     let changed = [

@@ -128,11 +128,12 @@ impl Placement {
         serde_json::to_string_pretty(self).expect("maps have string keys and numbers are finite")
     }
 
-    /// The part that routing knew before there were placements: models, their nodes, and aliases.
+    /// The part that routing needs: models, their nodes, aliases, and who stands in for whom.
     pub fn declared(&self) -> cortex_core::Placement {
         let placed =
             |profile: &ModelProfile| PlacedModel { spec: profile.spec.clone(), nodes: profile.placement.keys().cloned().collect() };
-        cortex_core::Placement::new(self.models.values().map(placed), self.routing.aliases.clone())
+        let fallbacks = self.models.iter().map(|(id, profile)| (id.clone(), profile.fallbacks.clone())).collect();
+        cortex_core::Placement::new(self.models.values().map(placed), self.routing.aliases.clone()).with_fallbacks(fallbacks)
     }
 
     /// What `host` may load and what it loads at start.

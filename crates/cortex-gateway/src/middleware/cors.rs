@@ -15,7 +15,7 @@ use axum::response::Response;
 use crate::app::App;
 
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let origin = allowed(&app.live.load().gateway.cors_origins, request.headers().get(ORIGIN));
+    let origin = allowed(&app.live.load().config.gateway.cors_origins, request.headers().get(ORIGIN));
     let Some(origin) = origin else { return next.run(request).await };
     let preflight = request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if preflight { answer() } else { next.run(request).await };

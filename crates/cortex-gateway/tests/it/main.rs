@@ -13,6 +13,7 @@ mod keys;
 mod lifecycle;
 mod metrics;
 mod models;
+mod placed;
 mod places;
 mod refusals;
 mod reload;
