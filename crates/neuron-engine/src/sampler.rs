@@ -14,6 +14,8 @@ use std::cmp::Ordering;
 use cortex_core::sampling::SamplingParams;
 use neuron_kernels::sampling::weight;
 
+use crate::split_mix;
+
 /// What belongs to the row besides its logits.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleRow<'a> {
@@ -337,21 +339,7 @@ fn draw(weights: impl Iterator<Item = (u32, f32)> + Clone, target: f64) -> u32 {
 
 /// A number in [0, 1) with 53 random bits.
 fn uniform(seed: u64, position: u64) -> f64 {
-    (random(seed, position) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-}
-
-/// Element `position` of the SplitMix64 stream whose start is a hash of `seed`.
-pub(crate) fn random(seed: u64, position: u64) -> u64 {
-    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-    let start = split_mix(seed.wrapping_add(GOLDEN));
-    split_mix(start.wrapping_add(position.wrapping_add(1).wrapping_mul(GOLDEN)))
-}
-
-/// SplitMix64's finaliser.
-fn split_mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    (split_mix::bits(seed, position) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
 fn ids(row: &[f32]) -> std::ops::Range<u32> {

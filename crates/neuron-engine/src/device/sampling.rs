@@ -2,7 +2,8 @@
 
 use neuron_kernels::sampling::{Drawn, Fault, Row, edits};
 
-use crate::sampler::{Logprobs, SampleError, SampleRow, Sampled, TokenMask, random};
+use crate::sampler::{Logprobs, SampleError, SampleRow, Sampled, TokenMask};
+use crate::split_mix;
 
 impl<'a> SampleRow<'a> {
     /// The same request for the device.
@@ -19,7 +20,7 @@ impl<'a> SampleRow<'a> {
             frequency_penalty: params.frequency_penalty,
             presence_penalty: params.presence_penalty,
             // As many bits as the engine's own draw has.
-            uniform: random(params.seed, self.position) >> 11 << 11,
+            uniform: split_mix::bits(params.seed, self.position) >> 11 << 11,
             edits: edits(prompt, answer, &params.logit_bias),
             allowed: self.allowed.map(TokenMask::words),
             logprobs: self.logprobs,
