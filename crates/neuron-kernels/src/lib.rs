@@ -12,6 +12,7 @@ mod cuda;
 pub mod device;
 mod op;
 pub mod sampling;
+mod staging;
 mod steps;
 #[cfg(test)]
 mod testing;
@@ -33,6 +34,7 @@ pub use op::rotate_and_cache::{QueriesAndKeys, rotate_and_cache};
 pub use op::segment_attention::segment_attention;
 pub use op::silu_mul::silu_mul;
 pub use op::write_kv::write_kv;
+pub use staging::{Staged, Staging};
 pub use steps::{Delivery, Inbox, Outbox, StepGraphs};
 
 /// The blocks of one sequence, in order, perhaps more of them than its context fills. Shared, as a step only reads it; whoever

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use safetensors::tensor::TensorInfo;
 
-use super::Part;
 use super::random::RandomFile;
 use super::safetensors::{Element, SafetensorsFile, Stored};
 use crate::error::LoadError;
@@ -37,12 +36,19 @@ impl WeightsFile {
         }
     }
 
-    /// Appends the elements of `part` to `out`, converted. The caller has checked `part` against `info`.
-    pub(super) fn read<T: Element>(&self, info: &TensorInfo, stored: Stored, part: &Part, out: &mut Vec<T>) -> Result<(), LoadError> {
+    /// Fills `out` with the tensor's elements from `start` on, converted. `buffer` is scratch.
+    pub(super) fn read<T: Element>(
+        &self,
+        info: &TensorInfo,
+        stored: Stored,
+        start: usize,
+        out: &mut [T],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), LoadError> {
         match self {
-            Self::Stored(file) => file.read(info, stored, part, out),
+            Self::Stored(file) => file.read(info, stored, start, out, buffer),
             Self::Random(file) => {
-                file.read(info, part, out);
+                file.read(info, start, out);
                 Ok(())
             }
         }

@@ -4,21 +4,23 @@ mod file;
 mod index;
 mod part;
 pub mod random;
+mod reader;
 mod safetensors;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::safetensors::Dtype;
-use ::safetensors::tensor::TensorInfo;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use neuron_kernels::Staging;
 
 use self::file::WeightsFile;
 pub use self::part::Part;
+use self::reader::{Found, Reader};
 use self::safetensors::{Element, Stored};
 use crate::error::LoadError;
 
@@ -29,6 +31,8 @@ pub struct Weights {
     prefix: String,
     device: Device,
     precision: Precision,
+    /// Absent where tensors are filled in place.
+    staging: Option<Arc<Mutex<Staging>>>,
 }
 
 /// The element types of a loaded model.
@@ -71,12 +75,31 @@ impl Precision {
     pub const CPU: Self = Self { matrices: None, activations: DType::F32 };
 }
 
+impl Checkpoint {
+    fn totals(&self) -> Totals {
+        let (mut totals, mut stored) = (Totals::default(), Vec::<(Dtype, u64)>::new());
+        for info in self.places.iter().filter_map(|(name, place)| self.files[place.file].info(name)) {
+            let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
+            totals.parameters += info.shape.iter().product::<usize>() as u64;
+            totals.bytes += bytes;
+            match stored.iter_mut().find(|(dtype, _)| *dtype == info.dtype) {
+                Some((_, sum)) => *sum += bytes,
+                None => stored.push((info.dtype, bytes)),
+            }
+        }
+        let most = stored.into_iter().max_by_key(|(_, bytes)| *bytes);
+        totals.dtype = most.and_then(|(dtype, _)| Stored::of(dtype)).map(Stored::dtype);
+        totals
+    }
+}
+
 impl Weights {
     /// Opens `model.safetensors` or the files named by `model.safetensors.index.json`; reads headers only. Without either,
     /// `model.random.json` stands for weights that are made up (see [`random`]).
     pub fn open(folder: &Path, device: &Device, precision: Precision) -> Result<Self, LoadError> {
         let checkpoint = Arc::new(index::open(folder)?);
-        Ok(Self { checkpoint, prefix: String::new(), device: device.clone(), precision })
+        let staging = Staging::new(device, checkpoint.totals().bytes)?.map(|staging| Arc::new(Mutex::new(staging)));
+        Ok(Self { checkpoint, prefix: String::new(), device: device.clone(), precision, staging })
     }
 
     /// The weights under `prefix.part`.
@@ -121,19 +144,7 @@ impl Weights {
 
     /// What the whole checkpoint holds, whatever the prefix.
     pub fn totals(&self) -> Totals {
-        let (mut totals, mut stored) = (Totals::default(), Vec::<(Dtype, u64)>::new());
-        for info in self.checkpoint.places.iter().filter_map(|(name, place)| self.checkpoint.files[place.file].info(name)) {
-            let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
-            totals.parameters += info.shape.iter().product::<usize>() as u64;
-            totals.bytes += bytes;
-            match stored.iter_mut().find(|(dtype, _)| *dtype == info.dtype) {
-                Some((_, sum)) => *sum += bytes,
-                None => stored.push((info.dtype, bytes)),
-            }
-        }
-        let most = stored.into_iter().max_by_key(|(_, bytes)| *bytes);
-        totals.dtype = most.and_then(|(dtype, _)| Stored::of(dtype)).map(Stored::dtype);
-        totals
+        self.checkpoint.totals()
     }
 
     /// Bytes on the device of all tensors read so far.
@@ -164,13 +175,22 @@ impl Weights {
     }
 
     fn assemble<T: Element>(&self, found: &[Found], parts: &[Part]) -> Result<Tensor, LoadError> {
-        let mut elements = Vec::<T>::with_capacity(parts.iter().map(Part::elements).sum());
-        for (found, part) in found.iter().zip(parts) {
-            found.file.read(found.info, found.stored, part, &mut elements)?;
-            found.place.used.store(true, Ordering::Relaxed);
-        }
-        self.checkpoint.loaded_bytes.fetch_add(size_of_val(elements.as_slice()) as u64, Ordering::Relaxed);
-        Ok(Tensor::from_vec(elements, stacked_shape(parts), &self.device)?)
+        let (mut reader, shape) = (Reader::new(found, parts), stacked_shape(parts));
+        let count: usize = shape.iter().product();
+        let tensor = match &self.staging {
+            Some(staging) => {
+                let mut staging = staging.lock().unwrap_or_else(PoisonError::into_inner);
+                staging.tensor(&shape, |next: &mut [T]| reader.fill(next))?
+            }
+            None => {
+                let mut elements = T::zeros(count);
+                reader.fill(&mut elements)?;
+                Tensor::from_vec(elements, shape, &self.device)?
+            }
+        };
+        found.iter().for_each(|found| found.place.used.store(true, Ordering::Relaxed));
+        self.checkpoint.loaded_bytes.fetch_add((count * size_of::<T>()) as u64, Ordering::Relaxed);
+        Ok(tensor)
     }
 
     /// The tensor's place, once its shape and element type are known to be right.
@@ -187,14 +207,6 @@ impl Weights {
         let unknown = || error(file.path(), format!("is stored as {:?}; only F32, F16 and BF16 can be loaded", info.dtype));
         Ok(Found { place, file, info, stored: Stored::of(info.dtype).ok_or_else(unknown)? })
     }
-}
-
-/// A tensor whose shape and type have been checked.
-struct Found<'a> {
-    place: &'a Place,
-    file: &'a WeightsFile,
-    info: &'a TensorInfo,
-    stored: Stored,
 }
 
 fn stacked_shape(parts: &[Part]) -> Vec<usize> {

@@ -14,7 +14,6 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use super::Part;
 use super::safetensors::Element;
 use crate::error::LoadError;
 use crate::split_mix;
@@ -120,13 +119,11 @@ impl RandomFile {
         self.tensors.get(name)
     }
 
-    /// Appends the elements of `part`, as if they were read from a file.
-    pub(super) fn read<T: Element>(&self, info: &TensorInfo, part: &Part, out: &mut Vec<T>) {
+    /// Fills `out` with the tensor's elements from `start` on, as if they were read from a file.
+    pub(super) fn read<T: Element>(&self, info: &TensorInfo, start: usize, out: &mut [T]) {
         let numbers = Numbers::new(self.seed, &info.shape);
-        let first = info.data_offsets.0 / ELEMENT_BYTES;
-        for (start, len) in part.runs() {
-            out.par_extend((first + start..first + start + len).into_par_iter().map(|at| T::from_bf16(numbers.at(at))));
-        }
+        let first = info.data_offsets.0 / ELEMENT_BYTES + start;
+        out.iter_mut().zip(first..).for_each(|(out, at)| *out = T::from_bf16(numbers.at(at)));
     }
 }
 
@@ -162,7 +159,7 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::weights::{Precision, Weights};
+    use crate::weights::{Part, Precision, Weights};
 
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

@@ -1,24 +1,22 @@
 //! One safetensors file: a header that is checked once, and slices read from their place in the file.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, WithDType};
+use candle_core::DType;
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
+use neuron_kernels::Staged;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::Part;
 use crate::error::LoadError;
 
 /// Bytes of the length field that opens a file.
 const LENGTH_BYTES: u64 = 8;
 /// The format's own limit on headers.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
-/// What one read asks for at most: large enough to stream, small enough to stay in the processor's cache. A multiple of every element size.
-const READ_BYTES_MAX: usize = 1 << 18;
 
 /// An open file whose header agrees with its length.
 #[derive(Debug)]
@@ -38,7 +36,9 @@ pub(super) enum Stored {
 }
 
 /// A type that weights are held in.
-pub(super) trait Element: WithDType {
+pub(super) trait Element: Staged {
+    /// Memory that the system hands out as zeros when it is first touched, by whichever thread that is.
+    fn zeros(count: usize) -> Vec<Self>;
     fn from_f32(x: f32) -> Self;
     fn from_f16(x: f16) -> Self;
     fn from_bf16(x: bf16) -> Self;
@@ -83,26 +83,19 @@ impl SafetensorsFile {
         self.header.info(name)
     }
 
-    /// Appends the elements of `part` to `out`, converted. The caller has checked `part` against `info`.
-    pub(super) fn read<T: Element>(&self, info: &TensorInfo, stored: Stored, part: &Part, out: &mut Vec<T>) -> Result<(), LoadError> {
-        let unreadable = |source| LoadError::Unreadable { file: self.path.clone(), source };
-        let tensor_start = self.data_start + info.data_offsets.0 as u64;
-        let mut buffer = vec![0; READ_BYTES_MAX.min(part.elements() * stored.size())];
-        for (start, len) in part.runs() {
-            let run_start = tensor_start + (start * stored.size()) as u64;
-            self.read_run(run_start, len * stored.size(), &mut buffer, |bytes| stored.append(bytes, out)).map_err(unreadable)?;
-        }
-        Ok(())
-    }
-
-    fn read_run(&self, start: u64, len: usize, buffer: &mut [u8], mut sink: impl FnMut(&[u8])) -> io::Result<()> {
-        let mut done = 0;
-        while done < len {
-            let bytes = buffer.len().min(len - done);
-            self.file.read_exact_at(&mut buffer[..bytes], start + done as u64)?;
-            sink(&buffer[..bytes]);
-            done += bytes;
-        }
+    /// Fills `out` with the tensor's elements from `start` on, converted. `buffer` is scratch.
+    pub(super) fn read<T: Element>(
+        &self,
+        info: &TensorInfo,
+        stored: Stored,
+        start: usize,
+        out: &mut [T],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), LoadError> {
+        buffer.resize(out.len() * stored.size(), 0);
+        let at = self.data_start + (info.data_offsets.0 + start * stored.size()) as u64;
+        self.file.read_exact_at(buffer, at).map_err(|source| LoadError::Unreadable { file: self.path.clone(), source })?;
+        stored.convert(buffer, out);
         Ok(())
     }
 }
@@ -134,16 +127,19 @@ impl Stored {
     }
 
     /// Safetensors is little-endian everywhere.
-    fn append<T: Element>(self, bytes: &[u8], out: &mut Vec<T>) {
+    fn convert<T: Element>(self, bytes: &[u8], out: &mut [T]) {
         match self {
-            Self::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| T::from_f32(f32::from_le_bytes(*b)))),
-            Self::F16 => out.extend(bytes.as_chunks().0.iter().map(|b| T::from_f16(f16::from_le_bytes(*b)))),
-            Self::Bf16 => out.extend(bytes.as_chunks().0.iter().map(|b| T::from_bf16(bf16::from_le_bytes(*b)))),
+            Self::F32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(out, b)| *out = T::from_f32(f32::from_le_bytes(*b))),
+            Self::F16 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(out, b)| *out = T::from_f16(f16::from_le_bytes(*b))),
+            Self::Bf16 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(out, b)| *out = T::from_bf16(bf16::from_le_bytes(*b))),
         }
     }
 }
 
 impl Element for f32 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
+    }
     fn from_f32(x: f32) -> Self {
         x
     }
@@ -156,6 +152,9 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0u16; count].reinterpret_into()
+    }
     fn from_f32(x: f32) -> Self {
         Self::from_f32(x)
     }
@@ -168,6 +167,9 @@ impl Element for f16 {
 }
 
 impl Element for bf16 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0u16; count].reinterpret_into()
+    }
     fn from_f32(x: f32) -> Self {
         Self::from_f32(x)
     }

@@ -9,6 +9,8 @@ use neuron_engine::weights::{Part, Precision, Totals, Weights};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::fixtures;
+
 fn open(folder: &Path) -> Result<Weights, LoadError> {
     Weights::open(folder, &Device::Cpu, Precision::CPU)
 }
@@ -33,6 +35,10 @@ fn file_of(header: &str, data: usize) -> Vec<u8> {
 
 fn f32s(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    f32s(tensor).into_iter().map(f32::to_bits).collect()
 }
 
 #[test]
@@ -78,6 +84,26 @@ fn a_large_slice_is_read_whole() {
     let columns = open(folder.path()).unwrap().stack(&[Part::slice("w", &[3, 100_000], 1, 10_000..95_000)]).unwrap();
     let expected: Vec<f32> = (0..3).flat_map(|row| (10_000..95_000).map(move |column| (row * 100_000 + column) as f32)).collect();
     assert!(f32s(&columns) == expected);
+}
+
+#[test]
+fn every_tensor_of_every_fixture_comes_as_it_is_stored_whole_and_in_halves() {
+    let own = fixtures::sets().into_iter().flat_map(|set| set.checkpoints().into_iter().map(move |name| set.checkpoint(&name)));
+    for folder in own.chain([fixtures::demo_checkpoint()]) {
+        let weights = open(&folder).unwrap();
+        let files = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+        let stored: Vec<_> = files.flat_map(|file| candle_core::safetensors::load(file, &Device::Cpu).unwrap()).collect();
+        assert_eq!(stored.len(), weights.unread().len(), "{}", folder.display());
+        for (name, stored) in stored {
+            let (shape, bits) = (stored.dims(), bits(&stored));
+            assert_eq!(bits, self::bits(&weights.get(shape, &name).unwrap()), "{name} of {}", folder.display());
+            let halves = [shape[0] / 2..shape[0], 0..shape[0] / 2].map(|range| Part::slice(&name, shape, 0, range));
+            let (front, back) = bits.split_at(bits.len() / shape[0] * (shape[0] / 2));
+            assert_eq!([back, front].concat(), self::bits(&weights.stack(&halves).unwrap()), "{name} of {}", folder.display());
+        }
+        assert!(weights.unread().is_empty());
+    }
 }
 
 #[test]

@@ -11,6 +11,8 @@ mod inbox;
 mod launch;
 mod modules;
 mod outbox;
+mod stage;
+mod staging;
 mod tape;
 
 pub(crate) use blas::Product;
@@ -19,3 +21,4 @@ pub use graph::StepGraphs;
 pub use inbox::Inbox;
 pub(crate) use launch::Launch;
 pub use outbox::{Delivery, Outbox};
+pub use staging::Staging;

@@ -2,6 +2,7 @@
 
 mod moe;
 mod sampling;
+mod staging;
 
 use candle_core::{DType, Device, Result, Tensor};
 use neuron_kernels::{
