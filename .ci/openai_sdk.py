@@ -6,10 +6,12 @@ usage: openai_sdk.py http://127.0.0.1:PORT MODEL
 import asyncio
 import base64
 import concurrent.futures
+import json
 import math
 import sys
 import time
 import traceback
+import typing
 import urllib.request
 
 import openai
@@ -208,6 +210,84 @@ def a_picture_is_seen():
     assert streamed(message)[0] == expected
 
 
+WEATHER = {
+    "name": "get_weather",
+    "description": "Get the current weather of a city.",
+    "strict": True,
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"], "additionalProperties": False},
+}
+ASKED = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+@case
+def a_tool_is_called_and_its_result_is_read():
+    tools = [{"type": "function", "function": WEATHER}]
+    message = chat(ASKED, tools=tools).choices[0].message
+    assert message.tool_calls[0].function.name == "get_weather", message
+    assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Paris"}
+    with CLIENT.chat.completions.stream(model=MODEL, messages=ASKED, tools=tools, temperature=0) as stream:
+        assert stream.get_final_completion().choices[0].message.tool_calls[0].function.parsed_arguments is not None
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"temperature": 21, "condition": "sunny"}'}
+    said = chat([*ASKED, message.model_dump(exclude_none=True), result], tools=tools).choices[0].message.content
+    assert "sunny" in said, said
+
+
+@case
+def a_call_can_be_forced_or_forbidden():
+    tools = [{"type": "function", "function": WEATHER}]
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        found = chat(tools=tools, tool_choice=choice, parallel_tool_calls=False).choices[0]
+        assert found.finish_reason == "tool_calls" and len(found.message.tool_calls) == 1, found
+    assert chat(ASKED, tools=tools, tool_choice="none").choices[0].message.tool_calls is None
+    raises(openai.BadRequestError, lambda: chat(tools=tools, tool_choice={"type": "function", "function": {"name": "f"}}), param="tool_choice")
+
+
+@case
+def json_has_the_schema_that_was_asked_for():
+    import pydantic
+
+    class Shape(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(extra="forbid")
+        kind: typing.Literal["circle", "square"]
+        count: int = pydantic.Field(ge=0, le=99)
+
+    for seed in range(5):
+        parsed = CLIENT.chat.completions.parse(model=MODEL, messages=GREETING, response_format=Shape, temperature=1, seed=seed)
+        assert isinstance(parsed.choices[0].message.parsed, Shape), parsed
+    parsed = CLIENT.responses.parse(model=MODEL, input="Hello!", text_format=Shape, temperature=1)
+    assert isinstance(parsed.output_parsed, Shape), parsed
+    bad = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "strange"}}}
+    raises(openai.BadRequestError, lambda: chat(response_format=bad), param="response_format")
+
+
+@case
+def responses_are_answered_whole_and_streamed():
+    request = dict(model=MODEL, instructions="You are a helpful assistant.", input="What is 17 + 25?", temperature=0)
+    whole = CLIENT.responses.create(**request)
+    assert (whole.output_text, whole.status) == ("17 + 25 = 42.", "completed"), whole
+    with CLIENT.responses.stream(**request) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert final.output_text == whole.output_text and final.usage == whole.usage
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    cut = CLIENT.responses.create(**request, max_output_tokens=2)
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+@case
+def responses_think_call_and_read_results():
+    tools = [{"type": "function", **WEATHER}]
+    first = CLIENT.responses.create(model=MODEL, input=ASKED, tools=tools, temperature=0)
+    call = next(item for item in first.output if item.type == "function_call")
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"temperature": 21, "condition": "sunny"}'}
+    again = CLIENT.responses.create(model=MODEL, input=[*ASKED, *(item.model_dump() for item in first.output), result], tools=tools, temperature=0)
+    assert "sunny" in again.output_text, again
+    thought = CLIENT.responses.create(model=MODEL, input="What is 8 + 5?", reasoning={"effort": "high"}, temperature=0)
+    assert [item.type for item in thought.output] == ["reasoning", "message"], thought.output
+    raises(openai.BadRequestError, lambda: CLIENT.responses.create(model=MODEL, input="x", previous_response_id="resp_1"), param="previous_response_id")
+
+
 @case
 def mistakes_become_the_sdks_own_exceptions():
     bad = openai.BadRequestError
@@ -264,8 +344,6 @@ def the_async_client_may_leave_in_the_middle():
 
 def in_flight():
     """Sequences that the node still works on, as the fleet report tells them; the report is as fresh as the gateway's last poll."""
-    import json
-
     with urllib.request.urlopen(ROOT + "/admin/fleet", timeout=10) as answer:
         fleet = json.load(answer)
     models = [model for node in fleet["nodes"] for model in node["health"]["models"]]

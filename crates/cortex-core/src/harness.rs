@@ -78,6 +78,34 @@ pub struct ChatPrompt {
     pub continue_final_message: bool,
     /// Further template variables (`enable_thinking`).
     pub template_kwargs: Map<String, Value>,
+    /// Whether the answer must call a tool.
+    pub tool_choice: ToolChoice,
+    /// The answer holds one call at most.
+    pub one_call_at_most: bool,
+    /// What the answer's text must be.
+    pub format: AnswerFormat,
+}
+
+/// Whether an answer must call a tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// At least one of these functions; of any, where the list is empty.
+    Required(Vec<String>),
+}
+
+/// What an answer's text must be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum AnswerFormat {
+    /// Anything.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that this schema allows.
+    JsonSchema(Value),
 }
 
 /// What happens during one generation.
@@ -119,6 +147,8 @@ pub enum GenerateEvent {
     Finish {
         /// Why.
         reason: FinishReason,
+        /// The stop text that ended it, if one did.
+        stop: Option<String>,
         /// What was counted.
         usage: Usage,
     },

@@ -25,6 +25,7 @@ pub(crate) enum Endpoint {
     Chat,
     Completions,
     Embeddings,
+    Responses,
     Messages,
     CountTokens,
 }
@@ -36,6 +37,7 @@ impl Endpoint {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Embeddings => "/v1/embeddings",
+            Self::Responses => "/v1/responses",
             Self::Messages => "/v1/messages",
             Self::CountTokens => "/v1/messages/count_tokens",
         }
@@ -44,14 +46,14 @@ impl Endpoint {
     /// The node's path.
     pub(crate) const fn node_path(self) -> &'static str {
         match self {
-            Self::Chat | Self::Messages => "/v1/chat/completions",
+            Self::Chat | Self::Responses | Self::Messages => "/v1/chat/completions",
             Self::CountTokens => "/tokenize",
             Self::Completions | Self::Embeddings => self.path(),
         }
     }
 
     const fn can_stream(self) -> bool {
-        matches!(self, Self::Chat | Self::Completions | Self::Messages)
+        matches!(self, Self::Chat | Self::Completions | Self::Responses | Self::Messages)
     }
 }
 

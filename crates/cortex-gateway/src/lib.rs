@@ -31,6 +31,7 @@ mod serve;
 mod setup;
 mod tracker;
 mod translate;
+mod translated;
 
 use std::io;
 use std::net::SocketAddr;

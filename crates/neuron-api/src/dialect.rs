@@ -19,7 +19,7 @@ pub(crate) trait Dialect: Send + 'static {
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Self::Chunk;
-    fn finish(&self, index: u32, reason: FinishReason) -> Self::Chunk;
+    fn finish(&self, index: u32, reason: FinishReason, stop: Option<String>) -> Self::Chunk;
     fn usage(&self, usage: CompletionUsage) -> Self::Chunk;
     /// `None` when a choice has no finish.
     fn fold(chunks: Vec<Self::Chunk>) -> Option<Self::Whole>;
@@ -44,7 +44,7 @@ impl Chat {
     fn delta(&self, index: u32, delta: ChatDelta, logprobs: Vec<TokenLogprob>) -> ChatChunk {
         let content: Vec<_> = logprobs.into_iter().map(Into::into).collect();
         let logprobs = (!content.is_empty()).then_some(ChatLogprobs { content });
-        self.chunk(vec![ChatChunkChoice { index, delta, logprobs, finish_reason: None }])
+        self.chunk(vec![ChatChunkChoice { index, delta, logprobs, ..Default::default() }])
     }
 }
 
@@ -69,8 +69,8 @@ impl Dialect for Chat {
         self.delta(index, ChatDelta { tool_calls: vec![call], ..Default::default() }, Vec::new())
     }
 
-    fn finish(&self, index: u32, reason: FinishReason) -> ChatChunk {
-        self.chunk(vec![ChatChunkChoice { index, finish_reason: Some(reason), ..Default::default() }])
+    fn finish(&self, index: u32, reason: FinishReason, stop_reason: Option<String>) -> ChatChunk {
+        self.chunk(vec![ChatChunkChoice { index, finish_reason: Some(reason), stop_reason, ..Default::default() }])
     }
 
     fn usage(&self, usage: CompletionUsage) -> ChatChunk {
@@ -115,7 +115,7 @@ impl Dialect for Plain {
             let offset = &mut self.offsets[index as usize];
             *offset = logprobs.get_or_insert_default().push(token, *offset);
         }
-        self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason: None }])
+        self.chunk(vec![CompletionChoice { index, text, logprobs, ..CompletionChoice::default() }])
     }
 
     /// A harness reads only chat answers; from another one, thoughts are text like any other.
@@ -129,8 +129,8 @@ impl Dialect for Plain {
         self.text(index, [function.name, function.arguments].map(Option::unwrap_or_default).join(" "), Vec::new())
     }
 
-    fn finish(&self, index: u32, reason: FinishReason) -> Completion {
-        self.chunk(vec![CompletionChoice { index, finish_reason: Some(reason), ..CompletionChoice::default() }])
+    fn finish(&self, index: u32, reason: FinishReason, stop_reason: Option<String>) -> Completion {
+        self.chunk(vec![CompletionChoice { index, finish_reason: Some(reason), stop_reason, ..CompletionChoice::default() }])
     }
 
     fn usage(&self, usage: CompletionUsage) -> Completion {

@@ -101,13 +101,13 @@ impl<D: Dialect> Generation<D> {
                 let call = ToolCallDelta::whole(place, id, name, arguments);
                 self.after_opening(index, |dialect, index| dialect.tool_call(index, call))
             }
-            GenerateEvent::Finish { reason, usage } => self.finish(index, reason, usage),
+            GenerateEvent::Finish { reason, stop, usage } => self.finish(index, reason, stop, usage),
         }
     }
 
-    fn finish(&mut self, index: usize, reason: FinishReason, usage: Usage) -> Vec<D::Chunk> {
+    fn finish(&mut self, index: usize, reason: FinishReason, stop: Option<String>, usage: Usage) -> Vec<D::Chunk> {
         self.choices[index].finished = Some(usage);
-        self.after_opening(index, |dialect, index| dialect.finish(index, reason))
+        self.after_opening(index, |dialect, index| dialect.finish(index, reason, stop))
     }
 
     /// The opening waits for the first text, so that a gateway can still turn to another node when the prefill fails.

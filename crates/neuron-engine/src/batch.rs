@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cortex_core::SamplingParams;
 use neuron_kernels::{BlockTable, PagedBatch};
 
-use crate::sampler::SampleRow;
+use crate::sampler::{SampleRow, TokenMask};
 use crate::scheduler::{Chunk, Scheduler, Step};
 use crate::sequence::{ImageSpan, Sequence, SequenceId, SequenceMap};
 
@@ -75,6 +75,8 @@ pub struct Sample {
     pub answer: Vec<u32>,
     /// Report the log-probability of the token, and of this many alternatives.
     pub logprobs: Option<u8>,
+    /// Only these tokens may be drawn; absent: all. The engine sets it for answers that are held to a form.
+    pub allowed: Option<Arc<TokenMask>>,
 }
 
 impl Batch {
@@ -202,8 +204,8 @@ impl ImagePart {
 impl Sample {
     /// The same for the sampler.
     pub fn row(&self) -> SampleRow<'_> {
-        let Self { params, position, prompt, answer, logprobs } = self;
-        SampleRow { params, position: *position, prompt, answer, logprobs: *logprobs, allowed: None }
+        let Self { params, position, prompt, answer, logprobs, allowed } = self;
+        SampleRow { params, position: *position, prompt, answer, logprobs: *logprobs, allowed: allowed.as_deref() }
     }
 
     /// The draw of token `index` of `sequence`.
@@ -215,6 +217,7 @@ impl Sample {
             prompt: seen(sequence.prompt()),
             answer: seen(sequence.answer()),
             logprobs: sequence.logprobs,
+            allowed: None,
         }
     }
 }

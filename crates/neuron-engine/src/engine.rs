@@ -23,6 +23,7 @@ use crate::device::command::{ModelKey, StepInput, StepOutput};
 use crate::device::{PendingStep, RankGroup};
 use crate::error::DeviceError;
 use crate::generation::TokenEvent;
+use crate::grammar::Constraint;
 use crate::image::PreparedImage;
 use crate::sampler::Sampled;
 use crate::scheduler::{AddError, Scheduler, Step};
@@ -35,6 +36,8 @@ pub struct Submission {
     pub sequence: Sequence,
     /// The pictures of its image spans, in order.
     pub images: Vec<Arc<PreparedImage>>,
+    /// What holds the answer to a form, if anything does.
+    pub constraint: Option<Box<Constraint>>,
     /// Where the tokens go. Closed by the receiver: cancelled.
     pub events: mpsc::Sender<TokenEvent>,
     /// Its place among the waiting; given up when it is first scheduled.
@@ -82,6 +85,7 @@ struct Draining {
 /// What the engine keeps of a sequence beside the scheduler's part.
 struct Live {
     images: Vec<Arc<PreparedImage>>,
+    constraint: Option<Box<Constraint>>,
     events: mpsc::Sender<TokenEvent>,
     place: Option<OwnedSemaphorePermit>,
     started: bool,
@@ -150,11 +154,11 @@ impl Engine {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { sequence, images, events, place } = submission;
+        let Submission { sequence, images, constraint, events, place } = submission;
         let id = sequence.id;
         match self.scheduler.add(sequence) {
             Ok(()) => {
-                let live = Live { images, events, place: Some(place), started: false };
+                let live = Live { images, constraint, events, place: Some(place), started: false };
                 self.live.insert(id, live);
             }
             Err(error) => emit(&events, TokenEvent::Failed(error.into())),
@@ -205,7 +209,8 @@ impl Engine {
     }
 
     fn submit_step(&self, step: &Step) -> PendingStep {
-        let batch = Batch::new(step, &self.scheduler);
+        let mut batch = Batch::new(step, &self.scheduler);
+        self.hold_to_forms(&mut batch);
         let seen: HashSet<u64> = batch.image_parts().iter().map(|(_, part)| part.image.hash).collect();
         let images = step.chunks.iter().filter_map(|chunk| self.live.get(&chunk.id)).flat_map(|live| &live.images);
         let images = images.filter(|image| seen.contains(&image.hash)).cloned().collect();
@@ -218,6 +223,15 @@ impl Engine {
         match outcome.wait() {
             Ok(output) => self.commit(&step, output),
             Err(error) => self.fail(&step, &error),
+        }
+    }
+
+    fn hold_to_forms(&self, batch: &mut Batch) {
+        for sequence in &mut batch.sequences {
+            let constraint = self.live.get(&sequence.id).and_then(|live| live.constraint.as_ref());
+            if let (Some(sample), Some(constraint)) = (&mut sequence.sample, constraint) {
+                sample.allowed = constraint.allowed().cloned();
+            }
         }
     }
 
@@ -243,13 +257,23 @@ impl Engine {
             self.stats.started(sequence.prompt_len, sequence.cached);
             emit(&live.events, TokenEvent::Started { cached_tokens: sequence.cached as u32 });
         }
-        let ended = self.end_tokens.contains(&sampled.token) && !sequence.sampling.ignore_eos;
+        let is_end = self.end_tokens.contains(&sampled.token);
+        // A form says itself where it ends.
+        let ended = is_end && (!sequence.sampling.ignore_eos || live.constraint.is_some());
         let full = sequence.is_full();
+        let mut complete = false;
+        if let (Some(constraint), false) = (&mut live.constraint, ended) {
+            if let Err(error) = constraint.accept(sampled.token) {
+                error!(%error, "an answer left its form");
+                return self.end_with(id, HarnessError::Internal(error.to_string()));
+            }
+            complete = constraint.is_complete();
+        }
         if !ended {
             emit(&live.events, TokenEvent::Token(sampled));
         }
-        if ended || full {
-            let reason = if ended { FinishReason::Stop } else { FinishReason::Length };
+        if ended || full || complete {
+            let reason = if ended || complete { FinishReason::Stop } else { FinishReason::Length };
             let events = live.events.clone();
             self.end(id);
             // Whoever hears of the end finds figures that know of it.

@@ -1,18 +1,20 @@
 //! From a request to the ids that the model sees: template, tokenizer, pictures, limits. No tensors.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use cortex_core::{HarnessError, Prompt, SamplingDefaults};
+use cortex_core::harness::{AnswerFormat, ToolChoice};
+use cortex_core::{ChatPrompt, HarnessError, Prompt, SamplingDefaults};
 
 use crate::error::LoadError;
 use crate::generation_config::sampling_defaults;
+use crate::grammar::{Constraint, Grammars, Rules};
 use crate::image::positions::{Run, rope_index};
 use crate::image::{EncodedImage, ImageProcessor, PreparedImage};
 use crate::models::config::ModelConfig;
 use crate::sequence::ImageSpan;
 use crate::text::chat_template::ChatTemplate;
-use crate::text::parser::AnswerParser;
+use crate::text::parser::{AnswerParser, Start};
 use crate::text::tokenizer::Tokenizer;
 
 /// What a checkpoint brings for text and pictures.
@@ -22,6 +24,8 @@ pub struct Frontend {
     vision: Option<Vision>,
     defaults: SamplingDefaults,
     vocabulary: usize,
+    /// Made when the first answer is held to a form: it takes a while for a large vocabulary.
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 struct Vision {
@@ -55,7 +59,12 @@ pub struct PreparedPrompt {
     pub rope_delta: i32,
     /// Reads thoughts and calls out of the answer.
     pub parser: AnswerParser,
+    /// Holds the answer to the form that was asked.
+    pub constraint: Option<Constraint>,
 }
+
+/// How an answer is written, read and held.
+type Answering = (AnswerParser, Option<Constraint>);
 
 impl Frontend {
     /// Reads the tokenizer, the template, the sampling defaults, and for a vision model the image processor.
@@ -70,6 +79,7 @@ impl Frontend {
             vision: vision.transpose()?,
             defaults: sampling_defaults(folder)?,
             vocabulary: config.vocab_size,
+            grammars: OnceLock::new(),
         })
     }
 
@@ -100,7 +110,7 @@ impl Frontend {
 
     /// Renders and tokenizes, and places the pictures. Takes milliseconds and more: not for an async thread.
     pub fn prepare(&self, prompt: &Prompt, images: &[EncodedImage]) -> Result<PreparedPrompt, HarnessError> {
-        let (ids, parser) = self.tokenize(prompt)?;
+        let (ids, (parser, constraint)) = self.tokenize(prompt)?;
         let prepared = match &self.vision {
             Some(vision) => vision.place(ids, images)?,
             None if images.is_empty() => PreparedPrompt { ids, ..Default::default() },
@@ -114,22 +124,33 @@ impl Frontend {
         if prepared.ids.is_empty() {
             return Err(HarnessError::invalid("prompt", "the prompt is empty; send at least one token"));
         }
-        Ok(PreparedPrompt { parser, ..prepared })
+        Ok(PreparedPrompt { parser, constraint, ..prepared })
     }
 
-    fn tokenize(&self, prompt: &Prompt) -> Result<(Vec<u32>, AnswerParser), HarnessError> {
+    fn tokenize(&self, prompt: &Prompt) -> Result<(Vec<u32>, Answering), HarnessError> {
         match prompt {
-            Prompt::Tokens(ids) => self.check_ids(ids).map(|()| (ids.clone(), AnswerParser::default())),
-            Prompt::Text(text) => Ok((self.encode(text, true)?, AnswerParser::default())),
+            Prompt::Tokens(ids) => self.check_ids(ids).map(|()| (ids.clone(), Answering::default())),
+            Prompt::Text(text) => Ok((self.encode(text, true)?, Answering::default())),
             Prompt::Chat(chat) => {
                 let template = self.template.as_ref().ok_or_else(|| {
                     HarnessError::invalid("messages", "this model has no chat template; use /v1/completions with a plain `prompt`")
                 })?;
                 let text = template.render(chat).map_err(|error| HarnessError::invalid("messages", error.to_string()))?;
                 // The template writes the special tokens itself.
-                Ok((self.encode(&text, false)?, AnswerParser::new(template.markup(chat), chat, &text)))
+                let (ids, markup) = (self.encode(&text, false)?, template.markup(chat));
+                Ok((ids, (AnswerParser::new(markup, chat, &text), self.constraint(template, chat, &text)?)))
             }
         }
+    }
+
+    fn constraint(&self, template: &ChatTemplate, chat: &ChatPrompt, rendered: &str) -> Result<Option<Constraint>, HarnessError> {
+        let markup = template.markup(chat);
+        let Some(form) = Rules::new(chat, markup.calls).form()? else { return Ok(None) };
+        let param = if chat.tool_choice == ToolChoice::Auto && chat.format != AnswerFormat::Text { "response_format" } else { "tools" };
+        let refused = |what: &String| HarnessError::invalid(param, format!("the answer cannot be held to this schema: {what}"));
+        let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, self.vocabulary)).as_ref().map_err(refused)?;
+        let start = if markup.thinks { Start::of_prompt(chat, rendered) } else { Start::Speaking };
+        grammars.constraint(&form, start, may_think(template, chat, rendered)).map(Some).map_err(|what| refused(&what))
     }
 
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, HarnessError> {
@@ -145,6 +166,18 @@ impl Frontend {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the model thinks before it answers this. A grammar turns a model away from how it would begin, so that even one that does not think
+/// might then begin with a thought, and never end it.
+fn may_think(template: &ChatTemplate, chat: &ChatPrompt, rendered: &str) -> bool {
+    if let Some(wish) = chat.template_kwargs.get("enable_thinking") {
+        return *wish == true;
+    }
+    // Where forbidding it changes the prompt, it is the model's habit.
+    let mut forbidden = chat.clone();
+    forbidden.template_kwargs.insert("enable_thinking".into(), false.into());
+    template.render(&forbidden).is_ok_and(|text| text != rendered)
 }
 
 impl Vision {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::sampler::Sampled;
 use crate::text::detokenizer::Detokenizer;
-use crate::text::parser::{AnswerParser, Call, Piece};
+use crate::text::parser::{AnswerParser, Call, Piece, text_piece};
 use crate::text::stop::{StopMatcher, StopOutcome};
 use crate::text::tokenizer::Tokenizer;
 
@@ -109,34 +109,53 @@ impl Generation {
         self.usage.completion_tokens += 1;
         let logprobs = self.logprobs(sampled);
         let text = self.detokenizer.push(sampled.token);
-        match self.stop.push(&text) {
-            StopOutcome::Text(text) => self.text(&text, logprobs),
-            StopOutcome::Stopped { text_before } => {
-                self.text(&text_before, logprobs);
-                self.finish(FinishReason::Stop);
-            }
+        let pieces = self.parser.push(&text);
+        if let Some(stop) = self.hear(pieces, logprobs) {
+            self.finish(FinishReason::Stop, Some(stop));
         }
     }
 
     /// The last, perhaps incomplete, characters can still complete a stop text.
     fn end(&mut self, reason: FinishReason) {
         let tail = self.detokenizer.flush();
-        match self.stop.push(&tail) {
-            StopOutcome::Text(text) => {
+        let mut pieces = self.parser.push(&tail);
+        pieces.extend(self.parser.finish());
+        match self.hear(pieces, Vec::new()) {
+            Some(stop) => self.finish(FinishReason::Stop, Some(stop)),
+            None => {
                 let held = self.stop.flush();
-                self.text(&(text + &held), Vec::new());
-                self.finish(reason);
-            }
-            StopOutcome::Stopped { text_before } => {
-                self.text(&text_before, Vec::new());
-                self.finish(FinishReason::Stop);
+                self.say(text_piece(held).into_iter().collect(), Vec::new());
+                self.finish(reason, None);
             }
         }
     }
 
-    fn text(&mut self, text: &str, logprobs: Vec<TokenLogprob>) {
-        let pieces = self.parser.push(text);
-        self.say(pieces, logprobs);
+    /// Says what comes before a stop text, and gives it if there is one. Only the answer's own text can hold one: a thought or a call that
+    /// happens to is none.
+    fn hear(&mut self, pieces: Vec<Piece>, logprobs: Vec<TokenLogprob>) -> Option<String> {
+        let mut said = Vec::new();
+        let mut stopped = None;
+        for piece in pieces {
+            let text = match piece {
+                Piece::Text(text) => text,
+                other => {
+                    // What was held back as the beginning of a stop text is none, now that something else follows.
+                    said.extend(text_piece(self.stop.flush()));
+                    said.push(other);
+                    continue;
+                }
+            };
+            match self.stop.push(&text) {
+                StopOutcome::Text(text) => said.extend(text_piece(text)),
+                StopOutcome::Stopped { text_before, stop } => {
+                    said.extend(text_piece(text_before));
+                    stopped = Some(stop);
+                    break;
+                }
+            }
+        }
+        self.say(said, logprobs);
+        stopped
     }
 
     /// The log-probabilities travel with the first text, or with an empty one.
@@ -160,11 +179,9 @@ impl Generation {
         GenerateEvent::ToolCall { index, id: call_id(), name, arguments }
     }
 
-    fn finish(&mut self, reason: FinishReason) {
-        let rest = self.parser.finish();
-        self.say(rest, Vec::new());
+    fn finish(&mut self, reason: FinishReason, stop: Option<String>) {
         let reason = if reason == FinishReason::Stop && self.calls > 0 { FinishReason::ToolCalls } else { reason };
-        self.ready.push_back(Ok(GenerateEvent::Finish { reason, usage: self.usage }));
+        self.ready.push_back(Ok(GenerateEvent::Finish { reason, stop, usage: self.usage }));
         self.tokens = None;
     }
 

@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod generation;
 pub mod generation_config;
 mod gpu_steps;
+pub mod grammar;
 pub mod image;
 pub mod kv_plan;
 pub mod layers;

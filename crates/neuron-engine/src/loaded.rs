@@ -113,7 +113,7 @@ impl LoadedModel {
 
     async fn admit(&self, request: &GenerateRequest, images: Vec<EncodedImage>) -> Result<Admitted, HarnessError> {
         let door = self.door()?;
-        let prompt = self.prepare(request.prompt.clone(), images).await?;
+        let mut prompt = self.prepare(request.prompt.clone(), images).await?;
         let context = self.inner.info.context;
         let prompt_len = prompt.ids.len();
         if prompt_len >= context {
@@ -123,7 +123,8 @@ impl LoadedModel {
         let sequence = self.sequence(request, &prompt, prompt_len + answer_max)?;
         let place = self.place(door, prompt_len)?;
         let (events, tokens) = channel(answer_max);
-        let submission = Submission { sequence, images: prompt.images, events, place };
+        let constraint = prompt.constraint.take().map(Box::new);
+        let submission = Submission { sequence, images: prompt.images, constraint, events, place };
         match door.commands.try_send(EngineCommand::Submit(Box::new(submission))) {
             Ok(()) => Ok(Admitted { tokens, prompt_len, parser: prompt.parser }),
             Err(TrySendError::Full(_)) => Err(self.overloaded("the queue of this model is full", prompt_len)),
@@ -206,6 +207,7 @@ impl LoadedModel {
         let fresh_seed = RandomState::new().hash_one(id.0);
         sequence.sampling = Arc::new(request.sampling.resolve(frontend.sampling_defaults(), fresh_seed));
         sequence.logprobs = request.logprobs;
+        sequence.held_to_form = prompt.constraint.is_some();
         sequence.images = prompt.spans.clone();
         sequence.positions = prompt.positions.clone();
         sequence.rope_delta = prompt.rope_delta;

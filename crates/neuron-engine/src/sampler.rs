@@ -65,7 +65,7 @@ pub enum SampleError {
     NoCandidate,
 }
 
-/// A set of token ids, one bit each. Ids past its size are not in it.
+/// A set of token ids, one bit each, 64 to a word: the form in which a device takes it. Ids past its size are not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
     words: Vec<u64>,
@@ -77,16 +77,26 @@ impl TokenMask {
         Self { words: vec![0; vocab_size.div_ceil(64)] }
     }
 
+    /// The set that `halves` spell, 32 ids to a word, cut or filled up with absent ids to `vocab_size`.
+    pub fn from_halves(halves: &[u32], vocab_size: usize) -> Self {
+        let half = |at: usize| u64::from(halves.get(at).copied().unwrap_or(0));
+        let mut words: Vec<u64> = (0..vocab_size.div_ceil(64)).map(|at| half(2 * at) | half(2 * at + 1) << 32).collect();
+        if let (Some(last), rest @ 1..) = (words.last_mut(), vocab_size % 64) {
+            *last &= (1 << rest) - 1;
+        }
+        Self { words }
+    }
+
+    /// Bit `i % 64` of word `i / 64` is set for each id `i` in the set.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Adds an id; one past the size is ignored.
     pub fn allow(&mut self, token: u32) {
         if let Some(word) = self.words.get_mut(token as usize / 64) {
             *word |= 1 << (token % 64);
         }
-    }
-
-    /// One bit for each id, 64 to a word.
-    pub fn words(&self) -> &[u64] {
-        &self.words
     }
 
     /// Whether the id is in the set.

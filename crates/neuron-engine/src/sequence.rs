@@ -97,6 +97,8 @@ pub struct Sequence {
     pub status: SequenceStatus,
     /// How its tokens are chosen.
     pub sampling: Arc<SamplingParams>,
+    /// What may be drawn depends on the tokens drawn before: the answer is held to a form.
+    pub held_to_form: bool,
     /// Report the log-probability of each token, and of this many alternatives.
     pub logprobs: Option<u8>,
     /// Rotary positions (time, height, width) of the prompt's tokens; absent for text, whose positions count up from 0.
@@ -121,6 +123,7 @@ impl Sequence {
             salt: 0,
             status: SequenceStatus::Waiting,
             sampling: Arc::new(SamplingParams::greedy()),
+            held_to_form: false,
             logprobs: None,
             positions: None,
             rope_delta: 0,
@@ -155,7 +158,7 @@ impl Sequence {
     /// True when a draw depends on tokens drawn before it, beyond the model's own view of them: it cannot be planned before they
     /// are known on the host.
     pub fn draw_needs_history(&self) -> bool {
-        self.sampling.has_penalties()
+        self.held_to_form || self.sampling.has_penalties()
     }
 
     /// Rotary position (time, height, width) of token `index`.

@@ -29,6 +29,8 @@ pub struct MessagesRequest {
     pub tools: Vec<Tool>,
     /// Whether it must.
     pub tool_choice: Option<ToolChoice>,
+    /// The answer holds one call at most.
+    pub one_call_at_most: bool,
     /// Whether it may think first.
     pub thinking: Option<Thinking>,
     /// `cache_control` stands somewhere: the client reckons with cached tokens.
@@ -144,6 +146,7 @@ impl MessagesRequest {
         if turns.is_empty() {
             return Err(RequestError::new("messages", "must hold at least one message"));
         }
+        let (tool_choice, one_call_at_most) = tool_choice(&mut reader)?;
         Ok(Self {
             model,
             turns: turns.into_iter().map(|(path, turn)| parser.turn(path, turn)).collect::<Result<_, _>>()?,
@@ -155,7 +158,8 @@ impl MessagesRequest {
             top_p: reader.number("top_p")?,
             top_k: reader.integer("top_k", 0)?,
             tools: parser.tools(&mut reader)?,
-            tool_choice: tool_choice(&mut reader)?,
+            tool_choice,
+            one_call_at_most,
             thinking: thinking(&mut reader)?,
             marks_cache: parser.marks_cache,
         })
@@ -300,13 +304,15 @@ fn stop_sequences(reader: &mut Reader) -> Result<Vec<String>, RequestError> {
     texts.into_iter().map(text).collect()
 }
 
-fn tool_choice(reader: &mut Reader) -> Result<Option<ToolChoice>, RequestError> {
-    let Some(mut choice) = reader.object("tool_choice")? else { return Ok(None) };
+/// The choice, and whether it forbids parallel calls.
+fn tool_choice(reader: &mut Reader) -> Result<(Option<ToolChoice>, bool), RequestError> {
+    let Some(mut choice) = reader.object("tool_choice")? else { return Ok((None, false)) };
+    let one_at_most = choice.flag("disable_parallel_tool_use")?.unwrap_or(false);
     match choice.text("type")?.as_str() {
-        "auto" => Ok(Some(ToolChoice::Auto)),
-        "any" => Ok(Some(ToolChoice::Any)),
-        "tool" => Ok(Some(ToolChoice::Tool(choice.text("name")?))),
-        "none" => Ok(Some(ToolChoice::None)),
+        "auto" => Ok((Some(ToolChoice::Auto), one_at_most)),
+        "any" => Ok((Some(ToolChoice::Any), one_at_most)),
+        "tool" => Ok((Some(ToolChoice::Tool(choice.text("name")?)), one_at_most)),
+        "none" => Ok((Some(ToolChoice::None), one_at_most)),
         _ => Err(RequestError::new(&choice.at("type"), "must be \"auto\", \"any\", \"tool\" or \"none\"")),
     }
 }

@@ -27,6 +27,18 @@ pub struct ModelInfo {
     pub display_name: String,
     /// RFC 3339.
     pub created_at: String,
+    /// Always `active`; newer clients want it.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+}
+
+/// The word in `lifecycle`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// The only one: what cannot be asked for is not listed.
+    #[default]
+    Active,
 }
 
 impl ModelPage {
@@ -40,7 +52,7 @@ impl ModelPage {
 impl ModelInfo {
     /// `created` is in seconds since 1970.
     pub fn new(id: String, created: u64) -> Self {
-        Self { kind: "model".into(), display_name: id.clone(), id, created_at: rfc3339(created) }
+        Self { kind: "model".into(), display_name: id.clone(), id, created_at: rfc3339(created), lifecycle: Lifecycle::Active }
     }
 }
 

@@ -9,7 +9,7 @@ use super::fields::{Fields, missing, unsupported, wrong_type, wrong_value};
 use super::options::{GenerateOptions, TOP_LOGPROBS_MAX};
 use super::tool_call::{ToolCall, ToolCallDelta, ToolCallFold};
 use super::{ApiError, CompletionUsage};
-use crate::harness::{ChatPrompt, FinishReason, TokenChoice, TokenLogprob};
+use crate::harness::{AnswerFormat, ChatPrompt, FinishReason, TokenChoice, TokenLogprob, ToolChoice};
 use crate::model::ModelId;
 
 /// A chat request, checked.
@@ -29,7 +29,6 @@ impl ChatRequest {
         let model = fields.model()?;
         let prompt = chat_prompt(&mut fields)?;
         let options = GenerateOptions { logprobs: logprobs(&mut fields)?, ..GenerateOptions::take(&mut fields)? };
-        refuse_response_format(&mut fields)?;
         Ok(Self { model, prompt, options })
     }
 }
@@ -46,8 +45,17 @@ pub fn chat_prompt(fields: &mut Fields) -> Result<ChatPrompt, ApiError> {
         let rule = "cannot be true together with `continue_final_message`";
         return Err(wrong_value("add_generation_prompt", rule, &Value::Bool(true)));
     }
-    let tools = tools(fields)?;
-    Ok(ChatPrompt { messages, tools, add_generation_prompt, continue_final_message, template_kwargs: template_kwargs(fields)? })
+    let (tools, tool_choice) = tools(fields)?;
+    Ok(ChatPrompt {
+        messages,
+        tools,
+        add_generation_prompt,
+        continue_final_message,
+        template_kwargs: template_kwargs(fields)?,
+        tool_choice,
+        one_call_at_most: fields.flag("parallel_tool_calls")? == Some(false),
+        format: answer_format(fields)?,
+    })
 }
 
 fn messages(fields: &mut Fields) -> Result<Vec<Map<String, Value>>, ApiError> {
@@ -80,17 +88,71 @@ fn check_message(place: usize, message: Value) -> Result<Map<String, Value>, Api
     Ok(message)
 }
 
-/// The tools, unless `tool_choice` says `none`. A choice that would force a call is refused: nothing here could keep the promise.
-fn tools(fields: &mut Fields) -> Result<Option<Vec<Value>>, ApiError> {
+/// The tools, unless `tool_choice` says `none`.
+fn tools(fields: &mut Fields) -> Result<(Option<Vec<Value>>, ToolChoice), ApiError> {
     let tools = fields.array("tools")?.filter(|tools| !tools.is_empty());
     if let Some(other) = tools.iter().flatten().find(|tool| !tool.is_object()) {
         return Err(wrong_type("tools", "an array of objects", other));
     }
-    match fields.take("tool_choice") {
-        None => Ok(tools),
-        Some(Value::String(choice)) if choice == "auto" => Ok(tools),
-        Some(Value::String(choice)) if choice == "none" => Ok(None),
-        Some(_) => Err(unsupported("tool_choice", "`tool_choice` can be \"auto\" or \"none\": a call cannot be forced here.")),
+    let Some(value) = fields.take("tool_choice") else { return Ok((tools, ToolChoice::Auto)) };
+    let choice = match value.as_str() {
+        Some("auto") => ToolChoice::Auto,
+        Some("none") => return Ok((None, ToolChoice::Auto)),
+        // "any" is the word of Mistral's and Anthropic's clients.
+        Some("required" | "any") => ToolChoice::Required(Vec::new()),
+        Some(_) => return Err(wrong_value("tool_choice", CHOICES, &value)),
+        None => named(&value)?,
+    };
+    let offered: Vec<&str> = tools.iter().flatten().filter_map(function_name).collect();
+    match &choice {
+        ToolChoice::Required(_) if tools.is_none() => Err(wrong_value("tool_choice", "needs `tools` to choose from", &value)),
+        ToolChoice::Required(names) => match names.iter().find(|name| !offered.contains(&name.as_str())) {
+            Some(name) => Err(wrong_value("tool_choice", "must name one of `tools`", &Value::from(name.as_str()))),
+            None => Ok((tools, choice)),
+        },
+        ToolChoice::Auto => Ok((tools, choice)),
+    }
+}
+
+const CHOICES: &str = "must be \"auto\", \"none\", \"required\", or {\"type\": \"function\", \"function\": {\"name\": ..}}";
+
+/// A choice that names functions: one, or some of which any may be called (`allowed_tools`).
+fn named(choice: &Value) -> Result<ToolChoice, ApiError> {
+    let wrong = || wrong_value("tool_choice", CHOICES, choice);
+    if choice["type"] != "allowed_tools" {
+        let name = function_name(choice).ok_or_else(wrong)?;
+        return Ok(ToolChoice::Required(vec![name.to_owned()]));
+    }
+    let allowed = choice.get("allowed_tools").unwrap_or(choice);
+    let names: Option<Vec<String>> =
+        allowed["tools"].as_array().ok_or_else(wrong)?.iter().map(|tool| function_name(tool).map(Into::into)).collect();
+    match (allowed["mode"].as_str(), names) {
+        (Some("required"), Some(names)) if !names.is_empty() => Ok(ToolChoice::Required(names)),
+        (Some("auto"), Some(_)) => {
+            Err(unsupported("tool_choice", "`allowed_tools` is kept only in the mode \"required\" here: send fewer `tools` instead."))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// The name of a tool, or of a choice, in the form of chat or of responses.
+fn function_name(tool: &Value) -> Option<&str> {
+    tool.get("function").unwrap_or(tool).get("name")?.as_str()
+}
+
+fn answer_format(fields: &mut Fields) -> Result<AnswerFormat, ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(AnswerFormat::Text) };
+    match format.get("type").and_then(Value::as_str) {
+        None | Some("text") => Ok(AnswerFormat::Text),
+        Some("json_object") => Ok(AnswerFormat::JsonObject),
+        Some("json_schema") => match format.remove("json_schema").and_then(|mut named| Some(named.get_mut("schema")?.take())) {
+            Some(schema) if schema.is_object() || schema.is_boolean() => Ok(AnswerFormat::JsonSchema(schema)),
+            Some(other) => Err(wrong_type("response_format.json_schema.schema", "an object", &other)),
+            None => Err(missing("response_format.json_schema.schema")),
+        },
+        Some(other) => {
+            Err(wrong_value("response_format.type", "must be \"text\", \"json_object\" or \"json_schema\"", &Value::from(other)))
+        }
     }
 }
 
@@ -111,17 +173,6 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
         (false, Some(top)) if top > 0 => Err(wrong_value("top_logprobs", "needs `logprobs` to be true", &top.into())),
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
-    }
-}
-
-fn refuse_response_format(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.get("type").and_then(Value::as_str) {
-        None | Some("text") => Ok(()),
-        Some(_) => Err(unsupported(
-            "response_format",
-            "`response_format` can only be {\"type\": \"text\"} here: ask for JSON in the prompt and check the answer.",
-        )),
     }
 }
 
@@ -166,6 +217,9 @@ pub struct ChatChunkChoice {
     /// Set in the choice's last chunk.
     #[serde(default)]
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it, if one did; vLLM has this field, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// What is new in a message.
@@ -278,6 +332,9 @@ pub struct ChatChoice {
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// The stop text that ended it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// What the model said.
@@ -315,6 +372,7 @@ struct ChoiceFold {
     calls: ToolCallFold,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<FinishReason>,
+    stop_reason: Option<String>,
 }
 
 impl ChatFold {
@@ -350,6 +408,7 @@ impl ChoiceFold {
             self.logprobs.get_or_insert_default().content.extend(logprobs.content);
         }
         self.finish_reason = choice.finish_reason.or(self.finish_reason);
+        self.stop_reason = choice.stop_reason.or(self.stop_reason.take());
     }
 
     fn finish(self) -> Option<ChatChoice> {
@@ -357,7 +416,13 @@ impl ChoiceFold {
         let said_otherwise = reasoning_content.is_some() || !tool_calls.is_empty();
         let content = self.content.filter(|text| !(text.is_empty() && said_otherwise));
         let message = ChatMessage { role: Role::Assistant, content, reasoning_content, tool_calls, refusal: None };
-        Some(ChatChoice { index: self.index, message, logprobs: self.logprobs, finish_reason: self.finish_reason? })
+        Some(ChatChoice {
+            index: self.index,
+            message,
+            logprobs: self.logprobs,
+            finish_reason: self.finish_reason?,
+            stop_reason: self.stop_reason,
+        })
     }
 }
 

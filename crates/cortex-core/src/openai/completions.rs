@@ -132,6 +132,9 @@ pub struct CompletionChoice {
     /// Why it ended; null in all chunks but the choice's last.
     #[serde(default)]
     pub finish_reason: Option<FinishReason>,
+    /// The stop text that ended it, if one did; vLLM has this field, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// Log-probabilities in the completion dialect: parallel arrays with one entry per token.
@@ -203,5 +206,6 @@ impl CompletionChoice {
             self.logprobs.get_or_insert_default().extend(logprobs);
         }
         self.finish_reason = more.finish_reason.or(self.finish_reason);
+        self.stop_reason = more.stop_reason.or(self.stop_reason.take());
     }
 }

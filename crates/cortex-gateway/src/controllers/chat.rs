@@ -7,8 +7,9 @@ use axum::response::Response;
 
 use crate::app::App;
 use crate::call::Endpoint;
-use crate::dispatch::dispatch;
+use crate::dispatch::dispatch_translated;
+use crate::translate::responses::request::as_chat;
 
 pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Response {
-    dispatch(app, Endpoint::Chat, request).await
+    dispatch_translated(app, Endpoint::Chat, request, as_chat).await
 }

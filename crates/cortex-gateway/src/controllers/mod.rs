@@ -7,3 +7,4 @@ pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod messages;
 pub(crate) mod models;
+pub(crate) mod responses;

@@ -91,6 +91,9 @@ fn conversation(request: &MessagesRequest, keep_billing_header: bool) -> Value {
         if let Some(choice) = &request.tool_choice {
             chat["tool_choice"] = tool_choice(choice);
         }
+        if request.one_call_at_most {
+            chat["parallel_tool_calls"] = false.into();
+        }
     }
     chat
 }

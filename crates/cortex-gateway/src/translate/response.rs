@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Asked;
-use super::stream::{Chunk, Fold};
+use super::chunk::Chunk;
+use super::stream::Fold;
 
 /// A chat answer as a message: the events that a stream would have had, put together. `None` for what is no chat answer.
 pub(crate) fn message(body: &[u8], asked: Asked, request_id: &str) -> Option<Message> {

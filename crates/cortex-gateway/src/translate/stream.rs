@@ -4,16 +4,16 @@ use bytes::BytesMut;
 use cortex_core::anthropic::error::{ErrorDetail, ErrorKind};
 use cortex_core::anthropic::stream::MessageEnd;
 use cortex_core::anthropic::{AnswerBlock, BlockDelta, Message, StopReason, StreamEvent, Usage};
-use cortex_core::openai::{self, CompletionUsage};
+use cortex_core::openai::CompletionUsage;
 use cortex_core::sse::{SseEvent, SseParser};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::Asked;
+use super::chunk::{CallDelta, Chunk, Delta};
 use super::error::of_event;
+use super::{Asked, Translator};
 
 /// Longest event that is accepted from a node.
-const EVENT_BYTES_MAX: usize = 16 << 20;
+pub(super) const EVENT_BYTES_MAX: usize = 16 << 20;
 
 /// One answer under way.
 #[derive(Debug)]
@@ -27,9 +27,10 @@ impl StreamTranslator {
     pub(crate) fn new(asked: Asked, request_id: &str) -> Self {
         Self { parser: SseParser::new(EVENT_BYTES_MAX), fold: Fold::new(asked, request_id), request_id: request_id.into() }
     }
+}
 
-    /// Appends what `bytes` of the node's stream mean to `out`.
-    pub(crate) fn push(&mut self, bytes: &[u8], out: &mut BytesMut) {
+impl Translator for StreamTranslator {
+    fn push(&mut self, bytes: &[u8], out: &mut BytesMut) {
         if self.fold.ended {
             return;
         }
@@ -40,20 +41,17 @@ impl StreamTranslator {
         }
     }
 
-    /// The node's stream is over. One that did not say so was cut, and must not look finished.
-    pub(crate) fn end(&mut self, out: &mut BytesMut) {
+    fn end(&mut self, out: &mut BytesMut) {
         self.cut("the node's answer ended too early", out);
     }
 
-    /// The node's stream cannot be read on. Nothing follows an end or another error.
-    pub(crate) fn cut(&mut self, reason: &str, out: &mut BytesMut) {
+    fn cut(&mut self, reason: &str, out: &mut BytesMut) {
         if !self.fold.ended {
             write(self.fold.fails(broken(reason)), &self.request_id, out);
         }
     }
 
-    /// Appends a sign of life.
-    pub(crate) fn ping(&self, out: &mut BytesMut) {
+    fn ping(&self, out: &mut BytesMut) {
         if !self.fold.ended {
             StreamEvent::Ping.write(out);
         }
@@ -71,49 +69,6 @@ fn write(events: Vec<StreamEvent>, request_id: &str, out: &mut BytesMut) {
 
 fn broken(reason: &str) -> ErrorDetail {
     ErrorDetail { kind: ErrorKind::Api, message: reason.into() }
-}
-
-/// A chunk of a node's stream, as far as it matters here. A whole answer is one chunk, too: its `message` is the only delta.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    usage: Option<CompletionUsage>,
-    error: Option<openai::error::ErrorDetail>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Choice {
-    #[serde(default)]
-    index: u32,
-    #[serde(default, alias = "message")]
-    delta: Delta,
-    finish_reason: Option<String>,
-    /// The stop text, where the node tells it (a convention of vLLM's).
-    stop_reason: Option<Value>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Delta {
-    content: Option<String>,
-    #[serde(alias = "reasoning")]
-    reasoning_content: Option<String>,
-    tool_calls: Option<Vec<CallDelta>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct CallDelta {
-    /// Absent in a whole answer, where the place tells.
-    index: Option<usize>,
-    id: Option<String>,
-    #[serde(default)]
-    function: FunctionDelta,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct FunctionDelta {
-    name: Option<String>,
-    arguments: Option<String>,
 }
 
 /// The block that is open.

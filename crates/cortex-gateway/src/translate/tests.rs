@@ -9,7 +9,7 @@ use cortex_core::sse::SseParser;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Asked, StreamTranslator, error, request, response};
+use super::{Asked, StreamTranslator, Translator, error, request, response};
 
 /// One file of `testdata/anthropic`.
 struct Transcript {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use cortex_core::Capability;
-use neuron_api::mock::{Faults, MockConfig, MockModel, MockNeuron};
+use neuron_api::mock::{Answer, Faults, MockConfig, MockModel, MockNeuron, Said};
 
 /// Serves neuron's API with scripted answers.
 #[derive(Parser, Debug)]
@@ -29,6 +29,9 @@ struct Args {
     /// What to answer, word by word; without it the last message comes back.
     #[arg(long)]
     answer: Option<String>,
+    /// What to answer to a client that works with tools, turn by turn: `[[{"call": "Bash", "arguments": {..}}], [{"text": ".."}]]`.
+    #[arg(long, value_parser = turns, conflicts_with = "answer")]
+    turns: Option<Turns>,
     /// Before each token, in milliseconds.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
@@ -67,11 +70,32 @@ impl Args {
             faults: Faults { die_after: self.die_after, ..Faults::default() },
             ..model
         };
-        match &self.answer {
-            Some(answer) => model.saying(answer.split_inclusive(' ')),
-            None => model,
+        match (&self.answer, &self.turns) {
+            (Some(answer), _) => model.saying(answer.split_inclusive(' ')),
+            (None, Some(Turns(turns))) => MockModel { answer: Answer::Turns(turns.clone()), context: 1 << 20, ..model },
+            (None, None) => model,
         }
     }
+}
+
+#[derive(Clone, Debug)]
+struct Turns(Vec<Vec<Said>>);
+
+fn turns(text: &str) -> Result<Turns, String> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Call { call: String, arguments: serde_json::Value },
+        Thought { thought: String },
+        Text { text: String },
+    }
+    let said = |written| match written {
+        Written::Call { call, arguments } => Said::ToolCall { name: call, arguments: arguments.to_string() },
+        Written::Thought { thought } => Said::Reasoning(thought),
+        Written::Text { text } => Said::Text(text),
+    };
+    let turns: Vec<Vec<Written>> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(Turns(turns.into_iter().map(|turn| turn.into_iter().map(said).collect()).collect()))
 }
 
 #[tokio::main]

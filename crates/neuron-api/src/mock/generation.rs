@@ -12,6 +12,7 @@ use super::{MockModel, MockNeuron, REQUESTS_KEPT, Said, script};
 struct Plan {
     said: Vec<Said>,
     reason: FinishReason,
+    stop: Option<String>,
     usage: Usage,
 }
 
@@ -24,22 +25,23 @@ impl Plan {
         let whole = model.answer.tokens(&request.prompt);
         let tokens_max = request.max_tokens.map_or(usize::MAX, |max| max as usize).min(model.context - prompt_tokens);
         let cut_by_length: Vec<Said> = whole.iter().take(tokens_max).cloned().collect();
-        let (said, stopped) = until_stop(cut_by_length, &request.stop);
+        let (said, stop) = until_stop(cut_by_length, &request.stop);
         let reason = match said.iter().any(|said| matches!(said, Said::ToolCall { .. })) {
-            _ if !stopped && said.len() < whole.len() => FinishReason::Length,
+            _ if stop.is_none() && said.len() < whole.len() => FinishReason::Length,
             true => FinishReason::ToolCalls,
             false => FinishReason::Stop,
         };
         let prompt_tokens = prompt_tokens as u32;
         let usage = Usage { prompt_tokens, cached_tokens: model.cached_tokens.min(prompt_tokens), completion_tokens: said.len() as u32 };
-        Ok(Self { said, reason, usage })
+        Ok(Self { said, reason, stop, usage })
     }
 }
 
-/// The tokens before the first stop text; a token that the stop text starts in keeps its beginning.
-fn until_stop(mut said: Vec<Said>, stops: &[String]) -> (Vec<Said>, bool) {
+/// The tokens before the first stop text, and that text; a token that the stop text starts in keeps its beginning.
+fn until_stop(mut said: Vec<Said>, stops: &[String]) -> (Vec<Said>, Option<String>) {
     let text: String = said.iter_mut().filter_map(|said| said.text()).map(|text| text.as_str()).collect();
-    let Some(end) = stops.iter().filter_map(|stop| text.find(stop.as_str())).min() else { return (said, false) };
+    let first = stops.iter().filter_map(|stop| Some((text.find(stop.as_str())?, stop))).min();
+    let Some((end, stop)) = first else { return (said, None) };
     let mut left = end;
     let mut kept = Vec::new();
     for mut token in said {
@@ -52,7 +54,7 @@ fn until_stop(mut said: Vec<Said>, stops: &[String]) -> (Vec<Said>, bool) {
         }
         kept.push(token);
     }
-    (kept, true)
+    (kept, Some(stop.clone()))
 }
 
 pub(super) async fn start(mock: &MockNeuron, request: GenerateRequest) -> Result<EventStream, HarnessError> {
@@ -132,9 +134,9 @@ impl Drop for Running {
 fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) -> EventStream {
     let usage = plan.usage;
     let started = GenerateEvent::Started { prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens };
+    let end = GenerateEvent::Finish { reason: plan.reason, stop: plan.stop, usage };
     let said = said_events(plan.said, logprobs);
-    let script: Vec<GenerateEvent> =
-        [started].into_iter().chain(said).chain([GenerateEvent::Finish { reason: plan.reason, usage }]).collect();
+    let script: Vec<GenerateEvent> = [started].into_iter().chain(said).chain([end]).collect();
     let model = Arc::new(model);
     let unfolding = (Some(running), script.into_iter().enumerate());
     futures::stream::unfold(unfolding, move |(running, mut script)| {

@@ -13,6 +13,9 @@ pub enum Answer {
     Tokens(Vec<String>),
     /// These tokens and calls.
     Said(Vec<Said>),
+    /// To a conversation with tools, these one after the other: which, the calls so far tell; the last one again and again. To one without,
+    /// the last one.
+    Turns(Vec<Vec<Said>>),
 }
 
 /// One thing that a mock model says; it counts as one token.
@@ -35,8 +38,8 @@ impl Said {
     /// The text that a stop text can stand in.
     pub(super) fn text(&mut self) -> Option<&mut String> {
         match self {
-            Self::Text(text) | Self::Reasoning(text) => Some(text),
-            Self::ToolCall { .. } => None,
+            Self::Text(text) => Some(text),
+            Self::Reasoning(_) | Self::ToolCall { .. } => None,
         }
     }
 }
@@ -47,6 +50,7 @@ impl Answer {
         let text = |tokens: Vec<String>| tokens.into_iter().map(Said::Text).collect();
         match (self, prompt) {
             (Self::Said(said), _) => said.clone(),
+            (Self::Turns(turns), prompt) => turns.get(turn_of(prompt)).or(turns.last()).cloned().unwrap_or_default(),
             (Self::Tokens(tokens), _) => text(tokens.clone()),
             (Self::Echo, Prompt::Chat(chat)) => {
                 text(words(&chat.messages.last().map(|message| content_text(message.get("content"))).unwrap_or_default()))
@@ -54,6 +58,12 @@ impl Answer {
             (Self::Echo, prompt) => text(words(&prompt_text(prompt))),
         }
     }
+}
+
+/// How many times the assistant has called so far; past every turn where it cannot.
+fn turn_of(prompt: &Prompt) -> usize {
+    let Prompt::Chat(ChatPrompt { messages, tools: Some(_), .. }) = prompt else { return usize::MAX };
+    messages.iter().filter(|message| message.get("tool_calls").is_some_and(Value::is_array)).count()
 }
 
 fn words(text: &str) -> Vec<String> {

@@ -58,13 +58,19 @@ const BAD_CHAT_FIELDS: &[(&str, &str, &str)] = &[
     (r#""ignore_eos": 1"#, "ignore_eos", "invalid_type"),
     (r#""tools": {}"#, "tools", "invalid_type"),
     (r#""tools": ["x"]"#, "tools", "invalid_type"),
-    (r#""tool_choice": "required""#, "tool_choice", "unsupported_value"),
-    (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "tool_choice", "unsupported_value"),
+    (r#""tool_choice": "required""#, "tool_choice", "invalid_value"),
+    (r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#, "tool_choice", "invalid_value"),
+    (r#""tool_choice": {"type": "function"}"#, "tool_choice", "invalid_value"),
+    (r#""tool_choice": "sometimes""#, "tool_choice", "invalid_value"),
+    (r#""tool_choice": 1"#, "tool_choice", "invalid_value"),
+    (r#""parallel_tool_calls": "no""#, "parallel_tool_calls", "invalid_type"),
     (r#""chat_template_kwargs": 1"#, "chat_template_kwargs", "invalid_type"),
     (r#""reasoning_effort": 1"#, "reasoning_effort", "invalid_type"),
     (r#""continue_final_message": "a""#, "continue_final_message", "invalid_type"),
     (r#""continue_final_message": true, "add_generation_prompt": true"#, "add_generation_prompt", "invalid_value"),
-    (r#""response_format": {"type": "json_object"}"#, "response_format", "unsupported_value"),
+    (r#""response_format": {"type": "xml"}"#, "response_format.type", "invalid_value"),
+    (r#""response_format": {"type": "json_schema"}"#, "response_format.json_schema.schema", "missing_required_parameter"),
+    (r#""response_format": {"type": "json_schema", "json_schema": {"schema": 1}}"#, "response_format.json_schema.schema", "invalid_type"),
 ];
 
 #[tokio::test]

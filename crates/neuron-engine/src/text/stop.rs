@@ -11,7 +11,8 @@ pub struct StopMatcher {
     stops: Vec<String>,
     /// The end of the text so far that may still become a stop text.
     held: String,
-    stopped: bool,
+    /// The one that was found.
+    found: Option<String>,
 }
 
 /// What one piece of text led to.
@@ -23,6 +24,8 @@ pub enum StopOutcome {
     Stopped {
         /// What came before it and was not handed out yet.
         text_before: String,
+        /// The stop text.
+        stop: String,
     },
 }
 
@@ -30,23 +33,24 @@ impl StopMatcher {
     /// Empty stop texts are ignored.
     pub fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
-        Self { stops, held: String::new(), stopped: false }
+        Self { stops, held: String::new(), found: None }
     }
 
     /// The next piece. After a stop, every piece is dropped.
     pub fn push(&mut self, text: &str) -> StopOutcome {
-        if self.stopped {
-            return StopOutcome::Stopped { text_before: String::new() };
+        if let Some(stop) = &self.found {
+            return StopOutcome::Stopped { text_before: String::new(), stop: stop.clone() };
         }
         if self.stops.is_empty() {
             return StopOutcome::Text(text.to_owned());
         }
         self.held.push_str(text);
-        if let Some(start) = self.first_match() {
-            self.stopped = true;
+        if let Some((start, stop)) = self.first_match() {
+            let stop = stop.to_owned();
+            self.found = Some(stop.clone());
             let mut text_before = std::mem::take(&mut self.held);
             text_before.truncate(start);
-            return StopOutcome::Stopped { text_before };
+            return StopOutcome::Stopped { text_before, stop };
         }
         let still_possible = self.held.split_off(undecided(&self.held, &self.stops));
         StopOutcome::Text(std::mem::replace(&mut self.held, still_possible))
@@ -57,9 +61,10 @@ impl StopMatcher {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the match starts that is complete first.
-    fn first_match(&self) -> Option<usize> {
-        let matches = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start)));
-        matches.min().map(|(_, start)| start)
+    /// The match that is complete first, and where it starts.
+    fn first_match(&self) -> Option<(usize, &str)> {
+        let matches =
+            self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start, stop.as_str())));
+        matches.min().map(|(_, start, stop)| (start, stop))
     }
 }

@@ -20,6 +20,7 @@ fn prompt(case: &Value) -> ChatPrompt {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
         continue_final_message,
         template_kwargs,
+        ..ChatPrompt::default()
     }
 }
 

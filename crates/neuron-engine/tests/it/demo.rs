@@ -190,6 +190,28 @@ fn as_client_sends(found: &Answer) -> Map<String, Value> {
 }
 
 #[tokio::test]
+async fn a_stop_text_inside_a_thought_or_a_call_is_none() {
+    let model = demo(Switches::default()).await;
+    let mut tried = 0;
+    for set in demo_sets() {
+        let dialogs = read_json(&set.folder.join("dialogs.json"));
+        for dialog in dialogs.as_array().unwrap().iter().filter(|dialog| dialog["image"].is_null()) {
+            let turn = &dialog["turns"][0];
+            let (thought, said) = turn["answer"].as_str().unwrap().split_once("</think>").unwrap_or_default();
+            let hidden = if thought.is_empty() { turn["tool_calls"][0]["name"].as_str() } else { thought.split_whitespace().last() };
+            let Some(stop) = hidden.filter(|word| !said.contains(word)) else { continue };
+            let mut request = greedy(begin(dialog));
+            let Prompt::Chat(chat) = &mut request.prompt else { unreachable!() };
+            chat.messages.extend(sent(turn));
+            request.stop = vec![stop.to_owned()];
+            assert_said(&answer(&model, request, vec![]).await.unwrap(), turn);
+            tried += 1;
+        }
+    }
+    assert!(tried >= 3, "{tried}");
+}
+
+#[tokio::test]
 async fn every_log_probability_arrives_whatever_its_token_becomes() {
     let model = demo(Switches::default()).await;
     for set in demo_sets() {

@@ -31,6 +31,7 @@ pub(crate) struct Answer {
     pub(crate) calls: Vec<[String; 3]>,
     logprobs: Vec<TokenLogprob>,
     pub(crate) reason: FinishReason,
+    pub(crate) stop: Option<String>,
     pub(crate) usage: Usage,
 }
 
@@ -76,7 +77,7 @@ pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images
                 assert_eq!(index as usize, calls.len());
                 calls.push([id, name, arguments]);
             }
-            GenerateEvent::Finish { reason, usage } => return Ok(Answer { text, reasoning, calls, logprobs, reason, usage }),
+            GenerateEvent::Finish { reason, stop, usage } => return Ok(Answer { text, reasoning, calls, logprobs, reason, stop, usage }),
         }
     }
     panic!("the stream ended without an end")
@@ -289,10 +290,10 @@ async fn a_stop_text_ends_the_answer_before_it() {
     let whole = text(&model, request(vec![9, 8, 7], 30)).await.unwrap();
     let middle: String = whole.text.chars().skip(whole.text.chars().count() / 2).take(3).collect();
     let cut = text(&model, GenerateRequest { stop: vec![middle.clone()], ..request(vec![9, 8, 7], 30) }).await.unwrap();
-    assert_eq!(cut.reason, FinishReason::Stop);
+    assert_eq!((cut.reason, cut.stop.as_ref()), (FinishReason::Stop, Some(&middle)));
     assert_eq!(cut.text, whole.text[..whole.text.find(&middle).unwrap()]);
     assert!(cut.usage.completion_tokens < whole.usage.completion_tokens);
-    assert_eq!(whole.reason, FinishReason::Length);
+    assert_eq!((whole.reason, whole.stop), (FinishReason::Length, None));
     assert_eq!(whole.usage, Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 30 });
 }
 

@@ -8,6 +8,7 @@ mod checkpoints;
 mod demo;
 mod engine;
 mod fixtures;
+mod forms;
 mod model_config;
 mod parity;
 mod parity_driver;

@@ -198,7 +198,7 @@ fn stop(stops: &[&str], pieces: &[&str]) -> (String, bool) {
     for piece in pieces {
         match matcher.push(piece) {
             StopOutcome::Text(text) => answer.push_str(&text),
-            StopOutcome::Stopped { text_before } => return (answer + &text_before, true),
+            StopOutcome::Stopped { text_before, .. } => return (answer + &text_before, true),
         }
     }
     (answer + &matcher.flush(), false)
@@ -230,8 +230,8 @@ fn only_what_may_become_a_stop_text_is_held_back() {
     for (piece, text) in pieces {
         assert_eq!(matcher.push(piece), StopOutcome::Text(text.into()), "{piece:?}");
     }
-    assert_eq!(matcher.push("d>x"), StopOutcome::Stopped { text_before: String::new() });
-    assert_eq!(matcher.push("more"), StopOutcome::Stopped { text_before: String::new() });
+    assert_eq!(matcher.push("d>x"), StopOutcome::Stopped { text_before: String::new(), stop: "<end>".into() });
+    assert_eq!(matcher.push("more"), StopOutcome::Stopped { text_before: String::new(), stop: "<end>".into() });
     assert_eq!(matcher.flush(), "");
 }
 

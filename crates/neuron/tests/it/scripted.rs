@@ -130,7 +130,7 @@ impl Served for ScriptedModel {
             [Ok(GenerateEvent::Started { prompt_tokens: 1, cached_tokens: 0 }), Ok(GenerateEvent::Text { text, logprobs: Vec::new() })];
         let last = futures::stream::once(async move {
             pass(&gate).await;
-            Ok(GenerateEvent::Finish { reason: FinishReason::Stop, usage })
+            Ok(GenerateEvent::Finish { reason: FinishReason::Stop, stop: None, usage })
         });
         Ok(futures::stream::iter(first).chain(last).boxed())
     }

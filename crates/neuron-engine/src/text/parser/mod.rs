@@ -106,7 +106,7 @@ impl AnswerParser {
 }
 
 /// No piece for no text.
-fn text_piece(text: impl Into<String>) -> Option<Piece> {
+pub(crate) fn text_piece(text: impl Into<String>) -> Option<Piece> {
     Some(text.into()).filter(|text: &String| !text.is_empty()).map(Piece::Text)
 }
 
