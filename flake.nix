@@ -30,6 +30,14 @@
       packages.${system} = {
         inherit (pkgs) cortex neuron neuron-cpu;
         default = pkgs.cortex;
+        # models.ncl, proven and rendered.
+        placement = fleet.placement {
+          inherit pkgs;
+          hosts = self.nixosConfigurations;
+          models = ./models.ncl;
+        };
+        # What models.ncl imports as hosts.json, for editors and for `cortex placement` by hand.
+        hosts = pkgs.writeText "hosts.json" (builtins.toJSON (fleet.facts self.nixosConfigurations));
         # The unit files of packaging/, for other distributions: the same modules, with /usr/bin in front.
         units = import ./nix/units.nix {
           inherit lib pkgs;
@@ -65,6 +73,9 @@
         };
       };
 
+      # For a fleet that is described in another flake.
+      lib = fleet;
+
       nixosConfigurations = lib.mapAttrs (
         name: _:
         lib.nixosSystem {
@@ -75,13 +86,14 @@
               networking.hostName = name;
               nixpkgs.config = import ./nix/cuda.nix { inherit lib; };
               services.cortex.neurons = fleet.neurons self.nixosConfigurations;
+              services.neuron.placementFile = self.packages.${system}.placement;
             }
           ];
         }
       ) folders;
 
       checks.${system} = {
-        inherit (self.packages.${system}) units;
+        inherit (self.packages.${system}) placement units;
         vm = pkgs.testers.runNixOSTest ./nix/vm-test.nix;
       }
       // lib.mapAttrs' (

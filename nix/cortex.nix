@@ -149,7 +149,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      restartTriggers = [ configFile ];
+      reloadTriggers = [ configFile ];
       startLimitIntervalSec = 300;
       startLimitBurst = 5;
       environment.CORTEX_LOG = cfg.log;
@@ -158,6 +158,7 @@ in
         {
           Type = "notify";
           ExecStart = "${lib.getExe' cfg.package "cortex"} serve --config /etc/cortex/cortex.toml";
+          ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
           StateDirectory = "cortex";
           RuntimeDirectory = "cortex";
           WorkingDirectory = "/var/lib/cortex";
@@ -165,6 +166,8 @@ in
           EnvironmentFile = lib.mkIf (cfg.environmentFile != null) cfg.environmentFile;
 
           TimeoutStartSec = 60;
+          # Fed only by the threads that serve.
+          WatchdogSec = 30;
           Restart = "on-failure";
           RestartSec = 1;
           TimeoutStopSec = cfg.settings.timeouts.drain_ms_max / 1000 + 15;

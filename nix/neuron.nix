@@ -101,12 +101,19 @@ in
       description = "Memory of each GPU, in MiB, that no model may have: the driver's own, and room for what was not foreseen.";
     };
 
+    memoryMb = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      example = 65536;
+      description = "On a host without GPUs: memory in MiB that models may have, for placement.";
+    };
+
     placementFile = mkOption {
       type = types.nullOr types.pathInStore;
       default = null;
-      example = lib.literalExpression "./placement.json";
+      example = lib.literalExpression "inputs.cortex.lib.placement { inherit pkgs; hosts = self.nixosConfigurations; models = ./models.ncl; }";
       description = ''
-        A rendered placement: what this host loads at start, in which order. When it changes, the service is reloaded and loads or
+        models.ncl, rendered: what this host loads at start, in which order. When it changes, the service is reloaded and loads or
         unloads what differs; everything else stays in memory.
       '';
     };

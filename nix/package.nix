@@ -1,4 +1,4 @@
-# One program of the workspace.
+# One program of the workspace. `cortex` brings `cortex-placement`, which it starts for models.ncl.
 {
   lib,
   rustPlatform,
@@ -13,11 +13,14 @@
 let
   withCuda = program == "neuron" && cudaSupport;
   crates = {
-    cortex = [ "cortex-cli" ];
+    cortex = [
+      "cortex-cli"
+      "cortex-nickel"
+    ];
     neuron = [ "neuron" ];
   };
   root = ../.;
-  # Only what cargo reads: editing a host rebuilds no program.
+  # Only what cargo reads: editing a host or models.ncl rebuilds no program.
   sources = lib.fileset.unions [
     (root + "/Cargo.toml")
     (root + "/Cargo.lock")

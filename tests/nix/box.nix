@@ -1,5 +1,4 @@
 # A machine with a gateway and a CPU node, which takes its models from a placement.
-{ pkgs, placement }:
 {
   networking.hostName = "box";
   services.cortex = {
@@ -10,10 +9,9 @@
   };
   services.neuron = {
     enable = true;
-    package = pkgs.neuron-cpu;
     listenAddress = "127.0.0.1";
+    memoryMb = 4096;
     modelDir = "/srv/models";
-    placementFile = placement;
     hfTokenFile = "/run/secrets/hf-token";
   };
 }

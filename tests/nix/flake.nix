@@ -25,20 +25,41 @@
             }
           ];
         };
+      # With its placement proven and rendered from `models`, as a fleet of one.
+      box =
+        models:
+        let
+          machine = host [
+            ./box.nix
+            (
+              { pkgs, ... }:
+              {
+                services.neuron = {
+                  package = pkgs.neuron-cpu;
+                  placementFile = cortex.lib.placement {
+                    inherit pkgs models;
+                    hosts.box = machine;
+                  };
+                };
+              }
+            )
+          ];
+        in
+        machine.config.system.build.toplevel;
       system = modules: (host modules).config.system.build.toplevel;
       pkgs = cortex.packages.x86_64-linux;
     in
     {
-      # One machine with a gateway and a CPU node, before and after a placement with one more model. It is booted.
-      box = lib.mapAttrs (_: placement: system [ (import ./box.nix { inherit pkgs placement; }) ]) {
-        before = ./placement/before.json;
-        after = ./placement/after.json;
+      # One machine with a gateway and a CPU node, before and after an edit of its models.ncl. It is booted.
+      box = lib.mapAttrs (_: box) {
+        before = ./models/before.ncl;
+        after = ./models/after.ncl;
       };
 
       # Each is refused, and says why.
       refused = lib.mapAttrs (_: case: {
         inherit (case) says;
-        system = system (case.modules or [ case.module ]);
-      }) (import ./refused.nix { inherit cortex pkgs; });
+        system = case.system or (system (case.modules or [ case.module ]));
+      }) (import ./refused.nix { inherit box cortex pkgs; });
     };
 }

@@ -1,5 +1,9 @@
 # Hosts with one mistake each, and the words that must tell of it.
-{ cortex, pkgs }:
+{
+  box,
+  cortex,
+  pkgs,
+}:
 let
   neuron = settings: { services.neuron = { enable = true; package = pkgs.neuron-cpu; } // settings; };
   gateway = settings: {
@@ -90,5 +94,13 @@ in
       networking.hostName = "gpu-7";
     };
     says = "`placement.node` is `gpu-7`, and the placement has box, other: name one of them";
+  };
+  models-that-do-not-fit = {
+    system = box ./models/too-large.ncl;
+    says = "demo-two";
+  };
+  a-misspelt-field-in-models-ncl = {
+    system = box ./models/misspelt.ncl;
+    says = "residence";
   };
 }
