@@ -120,7 +120,7 @@ fn kv_bytes(config: &Config, model: &DeclaredModel) -> u64 {
 mod tests {
     use super::*;
 
-    fn model(fields: Value) -> DeclaredModel {
+    fn model(fields: &Value) -> DeclaredModel {
         let mut all = serde_json::json!({ "residency": "on_demand", "priority": 1 });
         all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         serde_json::from_value(all).unwrap()
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn weights_and_cache_are_added_up() {
         let folder = checkpoint();
-        let of = |fields| footprint("m", &model(fields), folder.path(), None).map(|footprint| (footprint.devices, footprint.device_mb));
+        let of = |fields| footprint("m", &model(&fields), folder.path(), None).map(|footprint| (footprint.devices, footprint.device_mb));
         // 2 MiB and 2 KiB of weights; 2 x 2 layers x 2 heads x 128 x 2 bytes x 4096 x 4 = 32 MiB of cache; 768 MiB besides.
         assert_eq!(of(serde_json::json!({})), Some((1, 803)));
         assert_eq!(of(serde_json::json!({ "context": 1024, "parallel": 1 })), Some((1, 773)));
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn quantized_matrices_take_less() {
         let tensor = serde_json::json!({ "dtype": "BF16", "shape": [1024, 1024] });
-        let bytes = |quant| held_bytes(&tensor, &model(serde_json::json!({ "quant": quant })));
+        let bytes = |quant| held_bytes(&tensor, &model(&serde_json::json!({ "quant": quant })));
         assert_eq!(["none", "q8_0", "q6k", "q5k", "q4k"].map(bytes), [2_097_152, 1_114_112, 917_504, 720_896, 589_824]);
     }
 }

@@ -263,7 +263,7 @@ struct Marking<'a> {
 
 impl Marking<'_> {
     fn walk(&mut self, value: &NickelValue, path: &mut Vec<String>) {
-        if let Some(record) = value.as_record().and_then(|record| record.into_opt()) {
+        if let Some(record) = value.as_record().and_then(nickel_lang_core::eval::value::Container::into_opt) {
             for (key, field) in &record.fields {
                 let Some(value) = &field.value else { continue };
                 path.push(key.label().to_owned());
@@ -279,7 +279,7 @@ impl Marking<'_> {
                 path.pop();
             }
         }
-        if let Some(array) = value.as_array().and_then(|array| array.into_opt()) {
+        if let Some(array) = value.as_array().and_then(nickel_lang_core::eval::value::Container::into_opt) {
             for (at, value) in array.array.iter().enumerate() {
                 path.push(at.to_string());
                 if let Some(place) = self.evaluation.context.pos_table.get(value.pos_idx()).into_opt() {

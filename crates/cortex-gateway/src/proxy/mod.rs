@@ -21,7 +21,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use neuron_api::client::causes;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use crate::call::Call;
 use crate::fleet::LoadGuard;
@@ -77,11 +77,12 @@ impl Proxy {
     }
 
     /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
-    /// tried. Dropping the future closes the connection, which the node takes for a cancellation.
+    /// tried. Dropping the future, as whoever waits does at the request's deadline, closes the connection, which the node takes for a
+    /// cancellation.
     pub(crate) async fn attempt(&self, target: &Target, call: &Call) -> Result<Answer, AttemptError> {
         let guard = target.occupy(call.tokens);
-        let (begun, late) = (Instant::now(), Err(AttemptError::TimedOut { after: self.first_byte }));
-        timeout_at(call.deadline.min(begun + self.first_byte), self.begin(target, call, guard)).await.unwrap_or(late)
+        let late = Err(AttemptError::TimedOut { after: self.first_byte });
+        timeout(self.first_byte, self.begin(target, call, guard)).await.unwrap_or(late)
     }
 
     async fn begin(&self, target: &Target, call: &Call, guard: LoadGuard) -> Result<Answer, AttemptError> {

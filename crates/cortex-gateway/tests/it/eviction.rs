@@ -49,7 +49,12 @@ async fn the_model_that_was_not_asked_for_the_longest_makes_room() {
     for (used, leaves) in [("m", "n"), ("n", "m")] {
         let node = node(2, [MockModel::loaded("m"), MockModel::loaded("n"), MockModel::available("o")]).await;
         let rig = gateway(vec![node], &[("m", on_demand()), ("n", on_demand()), ("o", on_demand())], |_| {}).await;
-        assert_eq!(rig.client().chat(&chat(used, "hi")).await.status, 200);
+        // Both count as used when they were first seen; only what comes later tells them apart, in milliseconds.
+        until(async || rig.metric("cortex_node_cycles{node=\"a\"}").await.is_some()).await;
+        let seen = std::time::Instant::now();
+        while seen.elapsed() < std::time::Duration::from_millis(5) {
+            assert_eq!(rig.client().chat(&chat(used, "hi")).await.status, 200);
+        }
         assert_eq!(rig.client().chat(&chat("o", "hi")).await.status, 200);
         assert_eq!((state(&rig, used).await, state(&rig, leaves).await), ("loaded".into(), "available".into()));
         let counts = rig.mock(0).counts();

@@ -87,7 +87,7 @@ pub fn simulate(simulation: &Simulation) -> Result<Outcome, String> {
         served: 0,
         waited_ms_max: 0,
     };
-    run.to_the_end()
+    run.run_to_the_end()
 }
 
 struct Run<'a> {
@@ -104,7 +104,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self) -> Result<Outcome, String> {
+    fn run_to_the_end(&mut self) -> Result<Outcome, String> {
         let mut now = Moment(1_000_000);
         for step in 0..BUSY_STEPS {
             self.ask(now);

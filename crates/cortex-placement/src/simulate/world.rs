@@ -153,7 +153,7 @@ impl<'a> World<'a> {
         let held = action.model().and_then(|model| node.models.iter().position(|held| held.id == *model));
         match (&action.step, held) {
             (Step::Load { .. }, Some(held)) if node.models[held].state == ModelState::Draining => {
-                node.models[held].state = ModelState::Loaded
+                node.models[held].state = ModelState::Loaded;
             }
             (Step::Load { model }, held) => {
                 if held.is_some_and(|held| !matches!(node.models[held].state, ModelState::Failed { .. })) {
@@ -177,7 +177,7 @@ impl<'a> World<'a> {
                 }
             }
             (Step::Drain { .. }, Some(held)) if node.models[held].state == ModelState::Loaded => {
-                node.models[held].state = ModelState::Draining
+                node.models[held].state = ModelState::Draining;
             }
             (Step::Unload { .. }, Some(held)) => {
                 let held = &mut node.models[held];

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 fn declared(models: Value) -> Declared {
     let Value::Object(mut models) = models else { panic!("models are an object") };
     for model in models.values_mut() {
-        let fields = model.as_object_mut().unwrap();
+        let fields = model.as_object_mut().expect("a model is an object");
         fields.entry("residency").or_insert(json!("on_demand"));
         fields.entry("priority").or_insert(json!(100));
     }
@@ -18,9 +18,9 @@ fn declared(models: Value) -> Declared {
     let benjy = json!({ "endpoint": "http://benjy:13131", "reserved_mb": 1024, "gpus": [gpu("RTX 4090", 24564, "8.9")], "preload_order": ["late"] });
     let mut hosts = json!({ "beast": beast, "benjy": benjy });
     if !models.contains_key("late") {
-        hosts["benjy"].as_object_mut().unwrap().remove("preload_order");
+        hosts["benjy"].as_object_mut().expect("a host is an object").remove("preload_order");
     }
-    serde_json::from_value(json!({ "hosts": hosts, "models": models })).unwrap()
+    serde_json::from_value(json!({ "hosts": hosts, "models": models })).expect("what the test wrote")
 }
 
 fn checked(models: Value, survive: bool) -> Result<Placement, String> {
