@@ -224,7 +224,11 @@ impl Turns {
     fn message(&mut self, item: &Value, place: &str) -> Result<(), ApiError> {
         let content = content(&item["content"], &format!("{place}.content"))?;
         match item["role"].as_str() {
-            Some("user") => self.messages.push(json!({ "role": "user", "content": content })),
+            Some("user") => {
+                // A thought that came to nothing belongs to no later message.
+                self.thought = None;
+                self.messages.push(json!({ "role": "user", "content": content }));
+            }
             Some("system" | "developer") => self.instruction(&content, place)?,
             Some("assistant") => {
                 let message = self.assistant();

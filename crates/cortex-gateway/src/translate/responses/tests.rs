@@ -184,6 +184,20 @@ fn what_would_need_a_memory_is_refused_and_so_is_what_cannot_be_read() {
 }
 
 #[test]
+fn a_thought_that_came_to_nothing_is_not_given_to_a_later_answer() {
+    let thought = json!({ "type": "reasoning", "id": "rs_0", "summary": [], "content": [{ "type": "reasoning_text", "text": "Hm." }] });
+    let question = json!({ "role": "user", "content": "Go on." });
+    let said = json!({ "role": "assistant", "content": "19" });
+    for (input, expected) in [
+        (json!([thought, question, said]), json!([question, said])),
+        (json!([question, thought, said]), json!([question, { "role": "assistant", "content": "19", "reasoning_content": "Hm." }])),
+    ] {
+        let chat = responses(json!({ "model": "m", "input": input }).to_string().as_bytes()).unwrap().body;
+        assert_eq!(serde_json::from_slice::<Value>(&chat).unwrap()["messages"], expected);
+    }
+}
+
+#[test]
 fn the_fields_of_this_dialect_may_come_to_the_path_of_the_other() {
     let body = json!({
         "model": "m", "stream": true, "stream_options": { "include_usage": true }, "input": [{ "role": "user", "content": [{ "type": "input_text", "text": "Hi" }] }],
