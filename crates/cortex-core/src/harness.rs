@@ -132,7 +132,7 @@ pub enum GenerateEvent {
         /// As in `Text`.
         logprobs: Vec<TokenLogprob>,
     },
-    /// A whole call of one of the tools that [`ChatPrompt::tools`] offered.
+    /// A call of a tool begins; calls come one after the other. Only where [`ChatPrompt::tools`] offered some.
     ToolCall {
         /// Which call of this answer, from 0.
         index: u32,
@@ -140,8 +140,14 @@ pub enum GenerateEvent {
         id: String,
         /// The function.
         name: String,
-        /// A JSON object as text, as the model wrote it.
-        arguments: String,
+    },
+    /// More of the arguments of the call that began last. Together they are a JSON object as text, as the model wrote it; a call that the
+    /// model did not finish, or wrote wrongly, has its words as far as they go.
+    ToolArguments {
+        /// The call's index.
+        index: u32,
+        /// New characters.
+        text: String,
     },
     /// The end. Nothing follows.
     Finish {

@@ -126,7 +126,8 @@ impl Dialect for Plain {
     /// As with thoughts: nothing that was said is left out.
     fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Completion {
         let function = call.function.unwrap_or_default();
-        self.text(index, [function.name, function.arguments].map(Option::unwrap_or_default).join(" "), Vec::new())
+        let name = function.name.map(|name| name + " ").unwrap_or_default();
+        self.text(index, name + &function.arguments.unwrap_or_default(), Vec::new())
     }
 
     fn finish(&self, index: u32, reason: FinishReason, stop_reason: Option<String>) -> Completion {

@@ -97,8 +97,12 @@ impl<D: Dialect> Generation<D> {
             GenerateEvent::Reasoning { text, logprobs } => {
                 self.after_opening(index, |dialect, index| dialect.reasoning(index, text, logprobs))
             }
-            GenerateEvent::ToolCall { index: place, id, name, arguments } => {
-                let call = ToolCallDelta::whole(place, id, name, arguments);
+            GenerateEvent::ToolCall { index: place, id, name } => {
+                let call = ToolCallDelta::begin(place, id, name);
+                self.after_opening(index, |dialect, index| dialect.tool_call(index, call))
+            }
+            GenerateEvent::ToolArguments { index: place, text } => {
+                let call = ToolCallDelta::more(place, text);
                 self.after_opening(index, |dialect, index| dialect.tool_call(index, call))
             }
             GenerateEvent::Finish { reason, stop, usage } => self.finish(index, reason, stop, usage),

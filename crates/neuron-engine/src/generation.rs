@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::sampler::Sampled;
 use crate::text::detokenizer::Detokenizer;
-use crate::text::parser::{AnswerParser, Call, Piece, text_piece};
+use crate::text::parser::{AnswerParser, Piece, text_piece};
 use crate::text::stop::{StopMatcher, StopOutcome};
 use crate::text::tokenizer::Tokenizer;
 
@@ -160,23 +160,21 @@ impl Generation {
 
     /// The log-probabilities travel with the first text, or with an empty one.
     fn say(&mut self, mut pieces: Vec<Piece>, mut logprobs: Vec<TokenLogprob>) {
-        if !logprobs.is_empty() && pieces.iter().all(|piece| matches!(piece, Piece::Call(_))) {
+        if !logprobs.is_empty() && pieces.iter().all(|piece| matches!(piece, Piece::Call(_) | Piece::Arguments(_))) {
             pieces.insert(0, Piece::Text(String::new()));
         }
         for piece in pieces {
             let event = match piece {
                 Piece::Text(text) => GenerateEvent::Text { text, logprobs: std::mem::take(&mut logprobs) },
                 Piece::Reasoning(text) => GenerateEvent::Reasoning { text, logprobs: std::mem::take(&mut logprobs) },
-                Piece::Call(call) => self.call(call),
+                Piece::Call(name) => {
+                    self.calls += 1;
+                    GenerateEvent::ToolCall { index: self.calls - 1, id: call_id(), name }
+                }
+                Piece::Arguments(text) => GenerateEvent::ToolArguments { index: self.calls.saturating_sub(1), text },
             };
             self.ready.push_back(Ok(event));
         }
-    }
-
-    fn call(&mut self, Call { name, arguments }: Call) -> GenerateEvent {
-        let index = self.calls;
-        self.calls += 1;
-        GenerateEvent::ToolCall { index, id: call_id(), name, arguments }
     }
 
     fn finish(&mut self, reason: FinishReason, stop: Option<String>) {

@@ -136,21 +136,26 @@ impl MessageFold {
             },
             StreamEvent::ContentBlockStop { .. } => self.close_block(),
             StreamEvent::MessageDelta { delta, usage } => {
-                (message.stop_reason, message.stop_sequence, message.usage) = (delta.stop_reason, delta.stop_sequence, usage);
+                let calls = message.content.iter().any(|block| matches!(block, AnswerBlock::ToolUse { .. }));
+                let stop_reason =
+                    delta.stop_reason.map(|reason| if reason == StopReason::ToolUse && !calls { StopReason::EndTurn } else { reason });
+                (message.stop_reason, message.stop_sequence, message.usage) = (stop_reason, delta.stop_sequence, usage);
             }
             StreamEvent::MessageStop => self.ended = true,
             StreamEvent::MessageStart { .. } | StreamEvent::Ping | StreamEvent::Error { .. } => {}
         }
     }
 
-    /// A call whose arguments were cut off is no call, and is left out.
+    /// A call whose arguments broke off, or are no JSON, can have no `input`. It must not be carried out, and what was said must not be lost:
+    /// it stays as text.
     fn close_block(&mut self) {
         let arguments = std::mem::take(&mut self.arguments);
         let Some(message) = &mut self.message else { return };
-        if let Some(AnswerBlock::ToolUse { input, .. }) = message.content.last_mut() {
+        let Some(block) = message.content.last_mut() else { return };
+        if let AnswerBlock::ToolUse { input, name, .. } = block {
             match serde_json::from_str(&arguments) {
                 Ok(Value::Object(whole)) => *input = Value::Object(whole),
-                _ => drop(message.content.pop()),
+                _ => *block = AnswerBlock::Text { text: format!("{name} {arguments}") },
             }
         }
     }

@@ -60,10 +60,16 @@ pub struct FunctionDelta {
 }
 
 impl ToolCallDelta {
-    /// A call in one piece.
-    pub fn whole(index: u32, id: String, name: String, arguments: String) -> Self {
-        let function = FunctionDelta { name: Some(name), arguments: Some(arguments) };
+    /// A call begins.
+    pub fn begin(index: u32, id: String, name: String) -> Self {
+        let function = FunctionDelta { name: Some(name), arguments: Some(String::new()) };
         Self { index, id: Some(id), kind: Some(ToolKind::Function), function: Some(function) }
+    }
+
+    /// More of its arguments.
+    pub fn more(index: u32, arguments: String) -> Self {
+        let function = FunctionDelta { name: None, arguments: Some(arguments) };
+        Self { index, function: Some(function), ..Self::default() }
     }
 }
 

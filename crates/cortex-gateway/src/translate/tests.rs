@@ -158,12 +158,26 @@ fn a_whole_answer_is_the_stream_put_together() {
 }
 
 #[test]
-fn a_call_that_was_cut_off_is_left_out_of_a_whole_answer() {
-    let body = json!({ "choices": [{ "finish_reason": "length", "message": { "content": "Now", "tool_calls": [
-        { "id": "call_a", "function": { "name": "now", "arguments": "{\"zone\": \"Eu" } },
-    ] } }] });
-    let message = response::message(body.to_string().as_bytes(), Asked { model: "m".into(), marks_cache: false }, "1").unwrap();
-    assert_eq!(serde_json::to_value(message.content).unwrap(), json!([{ "type": "text", "text": "Now" }]));
+fn a_call_that_broke_off_is_text_in_a_whole_answer() {
+    let said = |finish_reason: &str, first: &str| {
+        let body = json!({ "choices": [{ "finish_reason": finish_reason, "message": { "content": "Now", "tool_calls": [
+            { "id": "call_a", "function": { "name": "now", "arguments": first } },
+            { "id": "call_b", "function": { "name": "now", "arguments": "{\"zone\": \"Eu" } },
+        ] } }] });
+        let message = response::message(body.to_string().as_bytes(), Asked { model: "m".into(), marks_cache: false }, "1").unwrap();
+        serde_json::to_value(message).unwrap()
+    };
+    let text = |text: &str| json!({ "type": "text", "text": text });
+    let call = json!({ "type": "tool_use", "id": "call_a", "name": "now", "input": {} });
+    let cases = [
+        ("length", "{}", "max_tokens", json!([text("Now"), call, text("now {\"zone\": \"Eu")])),
+        ("tool_calls", "{}", "tool_use", json!([text("Now"), call, text("now {\"zone\": \"Eu")])),
+        ("tool_calls", "{]}", "end_turn", json!([text("Now"), text("now {]}"), text("now {\"zone\": \"Eu")])),
+    ];
+    for (finish_reason, first, stop_reason, content) in cases {
+        let message = said(finish_reason, first);
+        assert_eq!((&message["stop_reason"], &message["content"]), (&json!(stop_reason), &content), "{finish_reason} {first}");
+    }
 }
 
 #[test]

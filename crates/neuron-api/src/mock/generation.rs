@@ -153,7 +153,7 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
                     running.end(|counts| counts.finished += 1);
                     return Some((Ok(event), (None, script)));
                 }
-                GenerateEvent::Started { .. } => {}
+                GenerateEvent::Started { .. } | GenerateEvent::ToolArguments { .. } => {}
                 _ => running.count_token(),
             }
             Some((Ok(event), (Some(running), script)))
@@ -165,18 +165,27 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
 fn said_events(said: Vec<Said>, logprobs: Option<u8>) -> Vec<GenerateEvent> {
     let logprobs = |text: &str, place| -> Vec<TokenLogprob> { logprobs.map(|top| script::logprob(text, place, top)).into_iter().collect() };
     let mut calls = 0..;
-    let event = |(place, said)| match said {
-        Said::Text(text) => GenerateEvent::Text { logprobs: logprobs(&text, place), text },
-        Said::Reasoning(text) => GenerateEvent::Reasoning { logprobs: logprobs(&text, place), text },
+    let events = |(place, said)| match said {
+        Said::Text(text) => vec![GenerateEvent::Text { logprobs: logprobs(&text, place), text }],
+        Said::Reasoning(text) => vec![GenerateEvent::Reasoning { logprobs: logprobs(&text, place), text }],
         Said::ToolCall { name, arguments } => {
             let index = calls.next().unwrap_or_default();
-            GenerateEvent::ToolCall { index, id: format!("call_{index}"), name, arguments }
+            let call = GenerateEvent::ToolCall { index, id: format!("call_{index}"), name };
+            let more = fragments(&arguments).into_iter().map(|text| GenerateEvent::ToolArguments { index, text });
+            [call].into_iter().chain(more).collect()
         }
     };
-    said.into_iter().enumerate().map(event).collect()
+    said.into_iter().enumerate().flat_map(events).collect()
 }
 
-/// What happens before the event at `place` (0 is `Started`, then one per token).
+/// As a model writes them: a few characters at a time, wherever that cuts.
+fn fragments(arguments: &str) -> Vec<String> {
+    const CHARACTERS: usize = 6;
+    let characters: Vec<char> = arguments.chars().collect();
+    characters.chunks(CHARACTERS).map(|fragment| fragment.iter().collect()).collect()
+}
+
+/// What happens before the event at `place` (0 is `Started`, then one per token, and one per fragment of a call).
 async fn wait(running: &Running, model: &MockModel, place: usize) -> Result<(), HarnessError> {
     let Some(tokens) = place.checked_sub(1) else {
         if model.faults.hang {

@@ -12,6 +12,6 @@ pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, TemplateError};
 pub use detokenizer::Detokenizer;
-pub use parser::{AnswerParser, Call, Markup, Piece, ToolForm};
+pub use parser::{AnswerParser, Markup, Piece, ToolForm};
 pub use stop::{StopMatcher, StopOutcome};
 pub use tokenizer::{TokenizeError, Tokenizer};

@@ -73,9 +73,13 @@ pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images
                 reasoning += &more;
                 logprobs.extend(tokens);
             }
-            GenerateEvent::ToolCall { index, id, name, arguments } => {
+            GenerateEvent::ToolCall { index, id, name } => {
                 assert_eq!(index as usize, calls.len());
-                calls.push([id, name, arguments]);
+                calls.push([id, name, String::new()]);
+            }
+            GenerateEvent::ToolArguments { index, text: more } => {
+                assert_eq!(index as usize + 1, calls.len());
+                calls[index as usize][2] += &more;
             }
             GenerateEvent::Finish { reason, stop, usage } => return Ok(Answer { text, reasoning, calls, logprobs, reason, stop, usage }),
         }

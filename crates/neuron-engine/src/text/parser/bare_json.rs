@@ -1,15 +1,28 @@
 //! Calls that are the whole answer.
 
-use super::json_call;
+use super::json_call::{self, JsonCall};
+use super::tool_call::{Head, Progress};
 use super::tools::Tools;
-use super::{Piece, text_piece};
+use super::{Call, Piece, text_piece};
 
-/// Holds an answer that begins as a call does until its end; lets any other pass.
+/// Reads an answer that begins as a call does; lets any other pass. Calls of functions that nobody offered are text: an answer in JSON may
+/// have the same keys.
 #[derive(Debug)]
 pub(super) struct BareJsonParser {
     tools: Tools,
-    /// `None` once the answer is known to be text.
-    held: Option<String>,
+    /// Not handed out yet.
+    held: String,
+    place: Place,
+    /// A call was read; before another one, separators may stand.
+    called: bool,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// At what may be a call.
+    Before,
+    Call(JsonCall),
+    Text,
 }
 
 /// Keys that a call can begin with.
@@ -17,32 +30,76 @@ const FIRST_KEYS: [&str; 4] = ["\"name\"", "\"type\"", "\"parameters\"", "\"argu
 
 impl BareJsonParser {
     pub(super) fn new(tools: Tools) -> Self {
-        Self { tools, held: Some(String::new()) }
+        Self { tools, held: String::new(), place: Place::Before, called: false }
     }
 
     pub(super) fn push(&mut self, text: &str) -> Vec<Piece> {
-        let Some(held) = &mut self.held else { return text_piece(text).into_iter().collect() };
-        held.push_str(text);
-        if may_be_call(held) {
-            return Vec::new();
-        }
-        self.held.take().and_then(text_piece).into_iter().collect()
+        self.held.push_str(text);
+        let mut pieces = Vec::new();
+        while self.step(&mut pieces) {}
+        pieces
     }
 
-    /// Calls of functions that nobody offered are text: an answer in JSON may have the same keys.
-    pub(super) fn finish(&mut self) -> Vec<Piece> {
-        let held = self.held.take().unwrap_or_default();
-        match json_call::read_all(held.trim()) {
-            Some(calls) if !calls.is_empty() && calls.iter().all(|call| self.tools.offer(&call.name)) => {
-                calls.into_iter().map(Piece::Call).collect()
+    /// False when more text is needed.
+    fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        match &mut self.place {
+            Place::Text => {
+                pieces.extend(text_piece(std::mem::take(&mut self.held)));
+                false
             }
+            Place::Call(call) => match call.read(&mut self.held, pieces) {
+                Progress::More => false,
+                Progress::Over { .. } => {
+                    self.place = Place::Before;
+                    true
+                }
+            },
+            Place::Before => self.step_before(pieces),
+        }
+    }
+
+    fn step_before(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        let begun = self.begun();
+        if !may_be_call(begun) {
+            self.place = Place::Text;
+            return true;
+        }
+        match json_call::head(begun) {
+            Head::Named { name, arguments } if self.tools.offer(&name) => {
+                self.held.drain(..self.held.len() - begun.len() + arguments);
+                (self.place, self.called) = (Place::Call(JsonCall::new(None)), true);
+                pieces.push(Piece::Call(name));
+                true
+            }
+            Head::Named { .. } | Head::Never => {
+                self.place = Place::Text;
+                true
+            }
+            // What cannot be read as it comes is read at the end.
+            Head::Undecided | Head::Whole => false,
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> Vec<Piece> {
+        if let Place::Call(call) = &self.place {
+            return call.finish(&mut self.held).into_iter().collect();
+        }
+        let only_separators = self.called && self.begun().is_empty();
+        let calls = json_call::read_all(self.begun().trim_end()).filter(|calls| calls.iter().all(|call| self.tools.offer(&call.name)));
+        let held = std::mem::take(&mut self.held);
+        match calls {
+            Some(calls) if only_separators || !calls.is_empty() => calls.into_iter().flat_map(Call::pieces).collect(),
             _ => text_piece(held).into_iter().collect(),
         }
+    }
+
+    /// What is held, from where a call may begin.
+    fn begun(&self) -> &str {
+        self.held.trim_start_matches(|c: char| c.is_whitespace() || self.called && matches!(c, ';' | ','))
     }
 }
 
 fn may_be_call(text: &str) -> bool {
-    let text = text.trim_start();
     let Some(inside) = text.strip_prefix('{').map(str::trim_start) else { return text.is_empty() };
     FIRST_KEYS.iter().any(|key| inside.starts_with(key) || key.starts_with(inside))
 }

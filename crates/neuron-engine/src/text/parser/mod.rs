@@ -5,10 +5,12 @@
 //! ```
 //!
 //! Each machine holds back only what may still become one of its markers, and what it gives depends on the text only, never on how
-//! it was cut into pieces. What turns out not to be well formed comes out as the text that it is.
+//! it was cut into pieces. Arguments come out while they are written, as soon as function and form are certain. What is not well formed comes
+//! out as the text that it is; from the first argument on, as arguments that end where the model's words do.
 
 mod bare_json;
 mod json_call;
+mod json_object;
 mod marker;
 mod tagged;
 mod think;
@@ -32,17 +34,25 @@ pub enum Piece {
     Text(String),
     /// More of a thought; never empty.
     Reasoning(String),
-    /// A whole call.
-    Call(Call),
+    /// A call of this function begins.
+    Call(String),
+    /// More of the arguments of the call that began last; never empty. Together they are a JSON object, unless the model did not write one;
+    /// where it wrote JSON, they are exactly its words, so that the next turn's prompt repeats them.
+    Arguments(String),
 }
 
-/// A call of a tool.
+/// A call of a tool that was read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// The function.
-    pub name: String,
-    /// A JSON object as text; where the model wrote JSON, exactly its words, so that the next turn's prompt repeats them.
-    pub arguments: String,
+struct Call {
+    name: String,
+    /// A JSON object as text.
+    arguments: String,
+}
+
+impl Call {
+    fn pieces(self) -> [Piece; 2] {
+        [Piece::Call(self.name), Piece::Arguments(self.arguments)]
+    }
 }
 
 /// What a chat template tells of how its model speaks.
@@ -108,6 +118,10 @@ impl AnswerParser {
 /// No piece for no text.
 pub(crate) fn text_piece(text: impl Into<String>) -> Option<Piece> {
     Some(text.into()).filter(|text: &String| !text.is_empty()).map(Piece::Text)
+}
+
+fn arguments_piece(text: String) -> Option<Piece> {
+    (!text.is_empty()).then_some(Piece::Arguments(text))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Calls between tags, anywhere in the answer.
 
+use super::json_call::{self, JsonCall};
 use super::marker::{first_marker, undecided};
-use super::tool_call::{ToolForm, Verdict};
+use super::tool_call::{Head, Progress, ToolForm, Verdict};
 use super::tools::Tools;
-use super::{Call, Piece, text_piece, xml_call};
+use super::xml_call::{self, XmlCall};
+use super::{Piece, text_piece};
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
@@ -13,22 +15,26 @@ const CLOSE: &str = "</tool_call>";
 pub(super) struct TaggedParser {
     form: ToolForm,
     tools: Tools,
-    /// Not handed out yet: space, the beginning of a marker, or a call.
+    /// Not handed out yet: space, the beginning of a marker, or the beginning of a call.
     held: String,
     place: Place,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Place {
     /// In text.
     Text,
-    /// Behind a call, and nothing but space since. `unpaired`: the outer tag was left out before it, but may still come behind it.
+    /// Behind a call, and nothing but space since. `unpaired`: the outer tag may still come behind it.
     Behind { unpaired: bool },
     /// In what may be a call.
-    Call(Opened),
+    Opened(Opened),
+    /// In a call.
+    Json(JsonCall),
+    /// In a call.
+    Xml(XmlCall),
 }
 
-/// A call that has begun.
+/// What may be a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Opened {
     /// Where its text starts in what is held; space and tag stand before it.
@@ -54,12 +60,20 @@ impl TaggedParser {
     /// The end. A call that lacks nothing but its closing tag counts.
     pub(super) fn finish(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        while let Place::Call(opened) = self.place {
-            match self.form.read(&self.held[opened.start..], &self.tools) {
-                Verdict::Call(call) => self.accept(call, self.held.len(), false, &mut pieces),
-                Verdict::Unfinished | Verdict::Malformed => self.refuse(opened, &mut pieces),
+        while let Place::Opened(opened) = self.place {
+            match json_call::read(&self.held[opened.start..]) {
+                Verdict::Call(call) if self.form == ToolForm::TaggedJson => {
+                    pieces.extend(call.pieces());
+                    self.end_call(self.held.len(), false);
+                }
+                _ => self.refuse(opened, &mut pieces),
             }
             while self.step(&mut pieces) {}
+        }
+        match &self.place {
+            Place::Json(call) => pieces.extend(call.finish(&mut self.held)),
+            Place::Xml(call) => pieces.extend(call.finish(&mut self.held, &self.tools)),
+            _ => {}
         }
         let rest = std::mem::take(&mut self.held);
         let only_space = matches!(self.place, Place::Behind { .. }) && rest.trim().is_empty();
@@ -69,11 +83,18 @@ impl TaggedParser {
 
     /// False when more text is needed.
     fn step(&mut self, pieces: &mut Vec<Piece>) -> bool {
-        match self.place {
-            Place::Call(opened) => self.step_in_call(opened, pieces),
-            Place::Behind { unpaired: true } => self.step_to_pair(),
-            Place::Text | Place::Behind { unpaired: false } => self.step_in_text(pieces),
+        let progress = match &mut self.place {
+            Place::Json(call) => call.read(&mut self.held, pieces),
+            Place::Xml(call) => call.read(&mut self.held, &self.tools, pieces),
+            &mut Place::Opened(opened) if self.form == ToolForm::TaggedXml => return self.step_at_xml(opened, pieces),
+            &mut Place::Opened(opened) => return self.step_at_json(opened, pieces),
+            Place::Behind { unpaired: true } => return self.step_to_pair(),
+            Place::Text | Place::Behind { unpaired: false } => return self.step_in_text(pieces),
+        };
+        if let Progress::Over { closed } = progress {
+            self.end_call(0, !closed);
         }
+        progress != Progress::More
     }
 
     fn step_in_text(&mut self, pieces: &mut Vec<Piece>) -> bool {
@@ -85,26 +106,50 @@ impl TaggedParser {
         let Some((at, marker)) = found else { return false };
         let bare = marker == xml_call::OPEN;
         let start = at - certain + if bare { 0 } else { marker.len() };
-        self.place = Place::Call(Opened { start, searched: start, bare });
+        self.place = Place::Opened(Opened { start, searched: start, bare });
         true
     }
 
-    fn step_in_call(&mut self, opened: Opened, pieces: &mut Vec<Piece>) -> bool {
-        let Opened { start, searched, bare } = opened;
-        if !self.form.may_begin(self.held[start..].trim_start()) {
+    fn step_at_xml(&mut self, opened: Opened, pieces: &mut Vec<Piece>) -> bool {
+        match xml_call::head(&self.held[opened.start..]) {
+            Head::Undecided => return false,
+            Head::Named { name, arguments } => {
+                pieces.push(Piece::Call(name.clone()));
+                self.held.drain(..opened.start + arguments);
+                self.place = Place::Xml(XmlCall::new(name));
+            }
+            Head::Whole | Head::Never => self.refuse(opened, pieces),
+        }
+        true
+    }
+
+    fn step_at_json(&mut self, opened: Opened, pieces: &mut Vec<Piece>) -> bool {
+        let Opened { start, searched, .. } = opened;
+        let begun = self.held[start..].trim_start();
+        if !(begun.is_empty() || begun.starts_with('{')) {
             self.refuse(opened, pieces);
             return true;
         }
-        let close = if bare { xml_call::CLOSE } else { CLOSE };
-        let Some(at) = self.held[searched..].find(close).map(|at| searched + at) else {
-            let searched = searched + undecided(&self.held[searched..], &[close]);
-            self.place = Place::Call(Opened { searched, ..opened });
+        let close = self.held[searched..].find(CLOSE).map(|at| searched + at);
+        let text = &self.held[start..close.unwrap_or(self.held.len())];
+        if let Head::Named { name, arguments } = json_call::head(text) {
+            pieces.push(Piece::Call(name));
+            self.held.drain(..start + arguments);
+            self.place = Place::Json(JsonCall::new(Some(CLOSE)));
+            return true;
+        }
+        let Some(at) = close else {
+            let searched = searched + undecided(&self.held[searched..], &[CLOSE]);
+            self.place = Place::Opened(Opened { searched, ..opened });
             return false;
         };
-        let behind = at + close.len();
-        match self.form.read(&self.held[start..if bare { behind } else { at }], &self.tools) {
-            Verdict::Call(call) => self.accept(call, behind, bare, pieces),
-            Verdict::Unfinished => self.place = Place::Call(Opened { searched: behind, ..opened }),
+        let behind = at + CLOSE.len();
+        match json_call::read(text) {
+            Verdict::Call(call) => {
+                pieces.extend(call.pieces());
+                self.end_call(behind, false);
+            }
+            Verdict::Unfinished => self.place = Place::Opened(Opened { searched: behind, ..opened }),
             Verdict::Malformed => self.refuse(opened, pieces),
         }
         true
@@ -121,10 +166,9 @@ impl TaggedParser {
         true
     }
 
-    fn accept(&mut self, call: Call, end: usize, unpaired: bool, pieces: &mut Vec<Piece>) {
+    fn end_call(&mut self, end: usize, unpaired: bool) {
         self.held.drain(..end);
         self.place = Place::Behind { unpaired };
-        pieces.push(Piece::Call(call));
     }
 
     /// The tag was only text; what stands behind it may still hold a call.

@@ -30,10 +30,11 @@ impl Said {
     fn add(&mut self, pieces: Vec<Piece>) {
         for piece in pieces {
             match (self.0.last_mut(), piece) {
-                (_, Piece::Text(text) | Piece::Reasoning(text)) if text.is_empty() => panic!("an empty piece"),
-                (Some(Piece::Text(before)), Piece::Text(more)) | (Some(Piece::Reasoning(before)), Piece::Reasoning(more)) => {
-                    before.push_str(&more);
-                }
+                (_, Piece::Text(text) | Piece::Reasoning(text) | Piece::Arguments(text)) if text.is_empty() => panic!("an empty piece"),
+                (Some(Piece::Text(before)), Piece::Text(more))
+                | (Some(Piece::Reasoning(before)), Piece::Reasoning(more))
+                | (Some(Piece::Arguments(before)), Piece::Arguments(more)) => before.push_str(&more),
+                (before, Piece::Arguments(more)) if !matches!(before, Some(Piece::Call(_))) => panic!("{more:?} belongs to no call"),
                 (_, piece) => self.0.push(piece),
             }
         }
@@ -53,16 +54,16 @@ fn characters(text: &str) -> impl Iterator<Item = &str> {
 
 /// `r:` a thought, `t:` text, `c:` a call, each ended by `|`.
 fn expected(short: &str) -> Said {
-    let piece = |part: &str| match part.split_once(':').unwrap() {
-        ("r", text) => Piece::Reasoning(text.into()),
-        ("t", text) => Piece::Text(text.into()),
+    let pieces = |part: &str| match part.split_once(':').unwrap() {
+        ("r", text) => vec![Piece::Reasoning(text.into())],
+        ("t", text) => vec![Piece::Text(text.into())],
         ("c", call) => {
             let (name, arguments) = call.split_once(' ').unwrap();
-            Piece::Call(Call { name: name.into(), arguments: arguments.into() })
+            vec![Piece::Call(name.into()), Piece::Arguments(arguments.into())]
         }
         other => panic!("{other:?}"),
     };
-    Said(short.split_terminator('|').map(piece).collect())
+    Said(short.split_terminator('|').flat_map(pieces).collect())
 }
 
 fn check(form: Option<ToolForm>, rendered: &str, cases: &[(&str, &str)]) {
@@ -141,9 +142,29 @@ fn tagged_json_calls_are_read_and_anything_else_is_text() {
                 "<think>\n<tool_call>{}</tool_call>\n</think>\n\n<tool_call>{\"name\":\"f\"}</tool_call>",
                 "r:<tool_call>{}</tool_call>|c:f {}|",
             ),
+            // Fields before and behind the arguments do not matter, nor does a brace too many or too few.
+            (
+                "<tool_call>{\"id\": 7, \"name\": \"f\", \"arguments\": {\"a\": [{}]}, \"x\": {\"y\": \"</tool_call>\"}}</tool_call>x",
+                "c:f {\"a\": [{}]}|t:x|",
+            ),
+            ("<tool_call>{\"name\":\"f\",\"arguments\":{}}}\n}</tool_call>\n", "c:f {}|"),
+            ("<tool_call>{\"name\":\"f\",\"arguments\":{}</tool_call> done", "c:f {}|t: done|"),
+            ("<tool_call>{\"name\":\"f\",\"arguments\":{}}<tool_call>{\"name\":\"g\",\"arguments\":{}}", "c:f {}|c:g {}|"),
+            // Broken from the first argument on: the words as far as they go, and the next call is one.
+            ("a\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"", "t:a|c:f {\"a\"|"),
+            ("<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":\"b</tool_call>", "c:f {\"a\":\"b</tool_call>|"),
+            (
+                "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":1</tool_call><tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>",
+                "c:f {\"a\":1|c:g {}|",
+            ),
+            (
+                "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":\"b\n}}</tool_call>\n<tool_call>{\"name\":\"g\"}</tool_call>",
+                "c:f {\"a\":\"b\n}}|c:g {}|",
+            ),
+            ("<tool_call>{\"name\":\"f\",\"arguments\":{a: <b>}}</tool_call> c", "c:f {a: <b>}|t: c|"),
             // Not calls.
             ("Use <tool_call> like so", "t:Use <tool_call> like so|"),
-            ("a\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"", "t:a\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\"|"),
+            ("a\n<tool_call>\n{\"name\": \"f\", \"arguments\":", "t:a\n<tool_call>\n{\"name\": \"f\", \"arguments\":|"),
             ("<tool_call>{\"name\":\"f\",\"arguments\":[1]}</tool_call>", "t:<tool_call>{\"name\":\"f\",\"arguments\":[1]}</tool_call>|"),
             ("<tool_call>{\"name\":\"\"}</tool_call>", "t:<tool_call>{\"name\":\"\"}</tool_call>|"),
             ("<tool_call>{\"name\":\"f\"}}</tool_call>\n", "t:<tool_call>{\"name\":\"f\"}}</tool_call>\n|"),
@@ -185,11 +206,16 @@ fn tagged_xml_calls_are_read_by_their_schema() {
             // Not calls.
             ("<tool_call>{\"name\":\"f\"}</tool_call>", "t:<tool_call>{\"name\":\"f\"}</tool_call>|"),
             ("<function=>x</function>", "t:<function=>x</function>|"),
-            ("<tool_call>\n<function=read>\n<parameter=path>\na", "t:<tool_call>\n<function=read>\n<parameter=path>\na|"),
-            (
-                "<function=read><parameter=path>a</parameter> and so on</function>",
-                "t:<function=read><parameter=path>a</parameter> and so on</function>|",
-            ),
+            ("Write <function=read> and then <tool_call>", "t:Write <function=read> and then <tool_call>|"),
+            ("<function=read\n><parameter=path>", "t:<function=read\n><parameter=path>|"),
+            ("<tool_call>\n<function=read>\n<param", "t:<tool_call>\n<function=read>\n<param|"),
+            // Broken from the first parameter on: the words as far as they go, never closed.
+            ("<tool_call>\n<function=read>\n<parameter=path>\na", "c:read {\"path\":\"a|"),
+            ("<function=read><parameter=path>\n\"a\n</parameter>\n</func", "c:read {\"path\":\"\\\"a\"|"),
+            ("<function=read><parameter=path>a</parameter><parameter=li", "c:read {\"path\":\"a\",\"li|"),
+            ("<function=read><parameter=lines>1", "c:read {\"lines\":\"1|"),
+            ("<function=read><parameter=lines>1</parameter>", "c:read {\"lines\":1|"),
+            ("<function=read><parameter=path>a</parameter> and so on</function>", "c:read {\"path\":\"a</parameter> and so on</function>|"),
         ],
     );
 }
@@ -204,7 +230,12 @@ fn bare_json_calls_are_the_whole_answer() {
             ("\n{\"type\":\"function\",\"name\":\"flat\",\"parameters\":{}} ", "c:flat {}|"),
             ("{\"name\":\"flat\",\"parameters\":{}}; {\"name\":\"read\",\"arguments\":{}}\n", "c:flat {}|c:read {}|"),
             ("{\"name\": \"Anna\", \"parameters\": {}}", "t:{\"name\": \"Anna\", \"parameters\": {}}|"),
-            ("{\"name\": \"read\", \"parameters\": {}} is a call", "t:{\"name\": \"read\", \"parameters\": {}} is a call|"),
+            ("{\"name\": \"read\", \"parameters\": {}} is a call", "c:read {}|t: is a call|"),
+            ("{\"name\": \"read\", \"parameters\": null} is a call", "t:{\"name\": \"read\", \"parameters\": null} is a call|"),
+            ("{\"parameters\": {\"path\": \"a\"}, \"name\": \"read\"}", "c:read {\"path\": \"a\"}|"),
+            ("{\"name\": \"read\", \"parameters\": {\"path\": \"a", "c:read {\"path\": \"a|"),
+            ("{\"name\": \"read\", \"parameters\": {}} , \n", "c:read {}|"),
+            (", {\"name\": \"read\", \"parameters\": {}}", "t:, {\"name\": \"read\", \"parameters\": {}}|"),
             ("{\"name\": \"read\", \"param", "t:{\"name\": \"read\", \"param|"),
             ("See {\"name\": \"read\"}", "t:See {\"name\": \"read\"}|"),
             ("{\"city\": 1}", "t:{\"city\": 1}|"),
@@ -221,7 +252,7 @@ fn only_what_may_become_a_marker_waits() {
             .flat_map(|text| parser.push(text))
             .map(|piece| match piece {
                 Piece::Text(text) | Piece::Reasoning(text) => text,
-                Piece::Call(call) => panic!("{call:?}"),
+                call => panic!("{call:?}"),
             })
             .collect();
         shown
@@ -242,6 +273,42 @@ fn only_what_may_become_a_marker_waits() {
     ];
     for (form, answer, shown) in cases {
         assert_eq!(out(form, answer), shown, "{answer:?}");
+    }
+}
+
+#[test]
+fn arguments_come_while_they_are_written() {
+    let fragments = |form, answer: &str| {
+        let mut parser = parser(Some(form), "");
+        let mut fragments = Vec::new();
+        for piece in characters(answer).flat_map(|text| parser.push(text)) {
+            match piece {
+                Piece::Call(name) => fragments.push(name),
+                Piece::Arguments(text) => fragments.push(text),
+                other => panic!("{other:?}"),
+            }
+        }
+        fragments.join("·")
+    };
+    let cases = [
+        (TaggedJson, "<tool_call>{\"name\": \"f\", \"arguments\":", ""),
+        (TaggedJson, "<tool_call>{\"name\": \"f\", \"arguments\": {", "f·{"),
+        (TaggedJson, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": </", "f·{·\"·a·\"·:· "),
+        (BareJson, "{\"name\": \"read\", \"parameters\": {\"p", "read·{·\"·p"),
+        (TaggedXml, "<function=read>\n<parameter=", "read"),
+        (TaggedXml, "<function=read>\n<parameter=path>", "read·{\"path\":\""),
+        (TaggedXml, "<function=read>\n<parameter=path>\na\"b\n", "read·{\"path\":\"·a·\\\"·b"),
+        (TaggedXml, "<function=read>\n<parameter=path>\na\n\n</param", "read·{\"path\":\"·a·\\n"),
+        (TaggedXml, "<function=read><parameter=path>a</parameter>\n</function", "read·{\"path\":\"·a"),
+        (
+            TaggedXml,
+            "<function=read><parameter=path>a</parameter>\n<parameter=lines>\n12\n</parameter>",
+            "read·{\"path\":\"·a·\"·,\"lines\":",
+        ),
+        (TaggedXml, "<function=read><parameter=lines>12</parameter></function>", "read·{\"lines\":·12·}"),
+    ];
+    for (form, answer, expected) in cases {
+        assert_eq!(fragments(form, answer), expected, "{answer:?}");
     }
 }
 
@@ -282,11 +349,14 @@ fn words() -> impl Strategy<Value = String> {
         "<tool_call>",
         "</tool_call>",
         "<function=read>",
+        "<function=read><parameter=lines>",
+        "</parameter>\n</function>",
         "</function>",
         "<parameter=path>",
         "</parameter>",
         "{\"name\": \"read\", \"arguments\": {\"a\": 1}}",
         "{\"name\":\"flat\",\"parameters\":{}}",
+        "<tool_call>{\"name\": \"read\", \"arguments\": {",
         "{\"name\": \"",
         "\"",
         "\\",
@@ -313,8 +383,31 @@ fn bones(text: &str) -> String {
     without.chars().filter(|c| !c.is_whitespace()).collect()
 }
 
+/// Texts that an argument may hold: markers, quotes, line breaks.
+fn arguments() -> impl Strategy<Value = Value> {
+    let value =
+        prop_oneof![words().prop_map(Value::from), any::<i32>().prop_map(Value::from), words().prop_map(|text| json!([{ "x": text }]))];
+    prop::collection::vec(("[a-z]{1,3}", value), 0..4).prop_map(|fields| fields.into_iter().collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_call_in_json_has_exactly_the_models_words(
+        arguments in arguments(),
+        form in prop::sample::select(vec![TaggedJson, BareJson]),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let arguments = arguments.to_string();
+        let call = format!("{{\"name\": \"read\", \"arguments\": {arguments}}}");
+        let answer = if form == TaggedJson { format!("<tool_call>\n{call}\n</tool_call>") } else { call };
+        let places: Vec<usize> = answer.char_indices().map(|(at, _)| at).chain([answer.len()]).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| *cut.get(&places)).chain([0, answer.len()]).collect();
+        cuts.sort_unstable();
+        let said = said(parser(Some(form), ""), cuts.windows(2).map(|cut| &answer[cut[0]..cut[1]]));
+        prop_assert_eq!(said, Said(vec![Piece::Call("read".into()), Piece::Arguments(arguments)]));
+    }
 
     #[test]
     fn any_cut_says_the_same_and_nothing_is_lost(
@@ -332,7 +425,7 @@ proptest! {
         if !whole.0.iter().any(|piece| matches!(piece, Piece::Call(_))) {
             let shown: String = whole.0.iter().map(|piece| match piece {
                 Piece::Text(text) | Piece::Reasoning(text) => text.as_str(),
-                Piece::Call(_) => "",
+                Piece::Call(_) | Piece::Arguments(_) => "",
             }).collect();
             prop_assert_eq!(bones(&shown), bones(&answer));
         }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::bare_json::BareJsonParser;
 use super::tagged::TaggedParser;
 use super::tools::Tools;
-use super::{Call, Piece, json_call, xml_call};
+use super::{Call, Piece};
 
 /// The ways to write a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,28 @@ impl ToolForm {
     }
 }
 
+/// What the beginning of a call's text tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    /// More text must come.
+    Undecided,
+    /// A call of this function; where its arguments begin.
+    Named { name: String, arguments: usize },
+    /// Perhaps a call, to be read when it is whole.
+    Whole,
+    /// No call.
+    Never,
+}
+
+/// Whether a call that has begun goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// More text must come.
+    More,
+    /// It has ended; with its closing tag, if `closed`.
+    Over { closed: bool },
+}
+
 /// What the text of a call turned out to be.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -43,22 +65,6 @@ pub(super) enum Verdict {
     Unfinished,
     /// No call.
     Malformed,
-}
-
-impl ToolForm {
-    /// Whether a call's text can begin like this; `text` has no leading space.
-    pub(super) fn may_begin(self, text: &str) -> bool {
-        let beginning = if self == Self::TaggedXml { xml_call::OPEN } else { "{" };
-        text.starts_with(beginning) || beginning.starts_with(text)
-    }
-
-    /// Reads the text of one call, without tags around it.
-    pub(super) fn read(self, text: &str, tools: &Tools) -> Verdict {
-        match self {
-            Self::TaggedXml => xml_call::read(text.trim(), tools),
-            Self::TaggedJson | Self::BareJson => json_call::read(text),
-        }
-    }
 }
 
 /// Tells calls from text.

@@ -18,11 +18,20 @@ impl Tools {
 
     /// The JSON value that a parameter's text stands for: by its schema, and text where that does not fit or is not known.
     pub(super) fn value(&self, function: &str, parameter: &str, text: &str) -> Value {
-        let types = self.function(function).and_then(|function| function["parameters"]["properties"].get(parameter)).map(types);
-        let types = types.unwrap_or_default();
+        let types = self.types(function, parameter);
         let text_fits = types.is_empty() || types.contains(&"string");
         let fits = |value: &Value| types.iter().any(|kind| is_a(value, kind)) && (value.is_null() || !text_fits);
         json(text).filter(fits).unwrap_or_else(|| text.into())
+    }
+
+    /// True if a parameter's text stands for itself, whatever it says.
+    pub(super) fn is_text(&self, function: &str, parameter: &str) -> bool {
+        self.types(function, parameter).iter().all(|kind| *kind == "string")
+    }
+
+    fn types(&self, function: &str, parameter: &str) -> Vec<&str> {
+        let schema = self.function(function).and_then(|function| function["parameters"]["properties"].get(parameter));
+        schema.map(types).unwrap_or_default()
     }
 
     fn function(&self, name: &str) -> Option<&Value> {
