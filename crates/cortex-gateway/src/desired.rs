@@ -1,6 +1,7 @@
 //! What the fleet should come to, for the one decider: the declared models, and those that nodes merely have.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cortex_core::config::{EvictionStrategy, GatewayConfig, ModelTerms, Residency};
 use cortex_core::{ModelId, ModelSpec, NodeId};
@@ -12,8 +13,36 @@ use cortex_placement::{
 use crate::fleet::{Fleet, Standing};
 use crate::setup::Setup;
 
+/// What is desired, indexed anew only when it changes. Without a placement that is at every look: what is wanted depends on what nodes
+/// have.
+#[derive(Debug, Default)]
+pub(crate) struct Memo(Option<Indexed>);
+
+#[derive(Debug)]
+struct Indexed {
+    setup: Arc<Setup>,
+    nodes: Vec<NodeId>,
+    desired: Arc<Desired>,
+}
+
+impl Memo {
+    pub(crate) fn desired(&mut self, setup: Arc<Setup>, fleet: &Fleet) -> Arc<Desired> {
+        let same = |known: &Indexed| {
+            let nodes = fleet.nodes().iter().map(|node| &node.id);
+            known.setup.placement.is_some() && Arc::ptr_eq(&known.setup, &setup) && nodes.eq(&known.nodes)
+        };
+        if let Some(known) = self.0.as_ref().filter(|known| same(known)) {
+            return Arc::clone(&known.desired);
+        }
+        let desired = Arc::new(desired(&setup, fleet));
+        let nodes = fleet.nodes().iter().map(|node| node.id.clone()).collect();
+        self.0 = Some(Indexed { setup, nodes, desired: Arc::clone(&desired) });
+        desired
+    }
+}
+
 /// From what the gateway was told, and what nodes report. A placement is the whole truth: what it does not name leaves.
-pub(crate) fn desired(setup: &Setup, fleet: &Fleet) -> Desired {
+fn desired(setup: &Setup, fleet: &Fleet) -> Desired {
     let config = &setup.config;
     let (mut placement, policy) = match &setup.placement {
         Some(placement) => (Placement::clone(placement), Policy { unload_undeclared: true, ..policy(config) }),

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::desired;
+use crate::desired::Memo;
 use crate::fleet::{FleetCell, Hold, Node, Standing};
 use crate::lifecycle::{Lifecycle, Tasks, Want};
 use crate::metrics::Metrics;
@@ -87,6 +87,7 @@ enum End {
 /// What is known between two steps.
 struct State {
     tracker: crate::tracker::Tracker,
+    desired: Memo,
     /// Actions under way: a model on a node, or the whole node.
     busy: BTreeSet<(NodeId, Option<ModelId>)>,
     ends: mpsc::Sender<End>,
@@ -96,7 +97,8 @@ impl Reconciler {
     /// Looks and acts for ever.
     pub(crate) async fn run(self) {
         let (sender, mut ends) = mpsc::channel(ENDS_MAX);
-        let mut state = State { tracker: crate::tracker::Tracker::default(), busy: BTreeSet::new(), ends: sender };
+        let mut state =
+            State { tracker: crate::tracker::Tracker::default(), desired: Memo::default(), busy: BTreeSet::new(), ends: sender };
         loop {
             let draining = self.step(&mut state).await;
             let pause = if draining { DRAIN_LOOK } else { self.setup.load().config.timeouts.reconcile_ms.duration() };
@@ -142,7 +144,7 @@ impl Reconciler {
 
     fn look(&self, state: &mut State) -> Seen {
         let (fleet, now) = (self.fleet.load(), self.clock.now());
-        let desired = desired::desired(&self.setup.load(), &fleet);
+        let desired = state.desired.desired(self.setup.load_full(), &fleet);
         let observed = state.tracker.observe(&fleet, now);
         let wants = self.lifecycle.wanted();
         let waited_for = |demand: Demand, want: &Want| demand.with(want.model.clone(), want.waiting, self.clock.moment(want.since));
@@ -306,7 +308,7 @@ impl Reconciler {
 
 /// One look at everything, and what was decided.
 struct Seen {
-    desired: Desired,
+    desired: Arc<Desired>,
     observed: Observed,
     wants: Vec<Want>,
     actions: Vec<Action>,
