@@ -47,7 +47,7 @@ impl Survey<'_> {
     fn clear(&self, device: usize, need_mb: i64, leaving: &[usize]) -> Option<Vec<usize>> {
         let mut free_mb = self.devices[device].soon_mb;
         let mut victims = Vec::new();
-        for at in leaving.iter().filter(|at| self.devices_of(**at).contains(&device)) {
+        for at in leaving.iter().filter(|at| self.is_on(**at, device)) {
             if free_mb >= need_mb {
                 break;
             }
@@ -64,7 +64,7 @@ impl Survey<'_> {
     fn spare(&self, mut victims: Vec<usize>, devices: &[usize], need_mb: i64) -> Vec<usize> {
         let suffices = |victims: &[usize], without: usize| {
             devices.iter().all(|device| {
-                let freed = victims.iter().filter(|at| **at != without && self.devices_of(**at).contains(device));
+                let freed = victims.iter().filter(|at| **at != without && self.is_on(**at, *device));
                 self.devices[*device].soon_mb + freed.map(|at| self.replicas[*at].size_mb).sum::<i64>() >= need_mb
             })
         };
@@ -92,10 +92,10 @@ impl Survey<'_> {
         }
     }
 
-    /// Whether one serving replica less would be fewer than are held always.
-    fn is_needed(&self, model: usize) -> bool {
+    /// Whether one serving replica less would be fewer than are held always. One on its way in does not serve yet.
+    pub(super) fn is_needed(&self, model: usize) -> bool {
         let min = self.desired.models[model].profile.replicas.min;
-        min > 0 && self.serving[model] <= min
+        min > 0 && self.serving[model].saturating_sub(usize::from(self.loading[model])) <= min
     }
 
     /// The order in which replicas leave.

@@ -55,7 +55,7 @@ impl Survey<'_> {
             Way::Wait => (2, None),
             Way::Evict(victims) => (3, Some(self.loss(victims))),
         };
-        let known = node.host.is_some() && (wanted.witness == node.host || wanted.homes.iter().any(|home| Some(home.host) == node.host));
+        let known = wanted.witness.iter().chain(&wanted.homes).any(|home| Some(home.host) == node.host);
         let open: usize = self.replicas[node.replicas.clone()].iter().map(|replica| replica.observed.in_flight).sum();
         let free: i64 = self.devices[node.devices.clone()].iter().map(|device| device.soon_mb).sum();
         (way, !known, open, Reverse(free), offer.node)
@@ -80,6 +80,13 @@ impl Survey<'_> {
                 _ => return None,
             }
         }
+        self.room(model, node, fixed, may_evict)
+    }
+
+    /// The same, whatever the node holds of it now.
+    pub(super) fn room(&self, model: usize, node: usize, fixed: Option<&[usize]>, may_evict: bool) -> Option<Offer> {
+        let wanted = &self.desired.models[model];
+        let view = &self.nodes[node];
         let need_mb = self.need_mb(model).unwrap_or(1) as i64;
         let count = wanted.profile.tensor_parallel();
         let spot = view.host.and_then(|host| wanted.spots.get(&host)).and_then(|spot| spot.devices.as_deref());
@@ -100,7 +107,7 @@ impl Survey<'_> {
     /// A replica that was told to leave may stay as long as nobody has claimed its memory.
     fn take_back(&self, at: usize) -> Option<Offer> {
         let replica = &self.replicas[at];
-        let unclaimed = self.devices_of(at).into_iter().all(|device| self.devices[device].soon_mb >= replica.size_mb);
+        let unclaimed = self.devices_of(at).all(|device| self.devices[device].soon_mb >= replica.size_mb);
         (unclaimed && !replica.taken_back).then(|| Offer {
             node: replica.node,
             devices: replica.observed.devices.clone(),
@@ -131,11 +138,8 @@ impl Survey<'_> {
         self.nodes[offer.node].claimed.push(model);
         match offer.way {
             Way::TakeBack(at) => {
-                let size_mb = self.replicas[at].size_mb;
                 self.replicas[at].taken_back = true;
-                for device in self.devices_of(at) {
-                    self.devices[device].soon_mb -= size_mb;
-                }
+                self.shift_soon(at, -self.replicas[at].size_mb);
             }
             Way::Now | Way::Wait | Way::Evict(_) => {
                 let now = matches!(offer.way, Way::Now);
@@ -149,6 +153,7 @@ impl Survey<'_> {
         }
         self.serving[model] += 1;
         self.kept[model] += 1;
+        self.loading[model] = true;
     }
 }
 

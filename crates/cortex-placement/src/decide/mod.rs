@@ -5,6 +5,7 @@
 
 mod evict;
 mod fit;
+mod homecoming;
 mod survey;
 
 use std::cmp::Reverse;
@@ -100,7 +101,12 @@ impl Decision<'_> {
                     continue;
                 }
                 let Some(node) = self.survey.node_of_host[home.host] else { continue };
-                if let Some(offer) = self.survey.offer(model, node, Some(&home.devices), true) {
+                let mut offer = self.survey.offer(model, node, Some(&home.devices), true);
+                if offer.is_none() && kept < wanted.profile.replicas.min {
+                    self.clear(model, home);
+                    offer = self.survey.offer(model, node, Some(&home.devices), true);
+                }
+                if let Some(offer) = offer {
                     self.accept(model, offer, &Purpose::Resident);
                 }
             }
@@ -115,10 +121,13 @@ impl Decision<'_> {
 
     /// A model that somebody waits for and nobody serves.
     fn meet_demand(&mut self, model: usize, demand: ModelDemand) {
-        if self.survey.serving[model] == 0
-            && let Some(offer) = self.survey.best_offer(model, true, |_| true)
-        {
-            self.accept(model, offer, &Purpose::Demand(demand));
+        if self.survey.serving[model] > 0 {
+            return;
+        }
+        match (self.survey.best_offer(model, true, |_| true), &self.survey.desired.models[model].witness) {
+            (Some(offer), _) => self.accept(model, offer, &Purpose::Demand(demand)),
+            (None, Some(place)) => self.clear(model, place),
+            (None, None) => {}
         }
     }
 
@@ -130,6 +139,10 @@ impl Decision<'_> {
             let Some(model) = self.survey.replicas[at].model else { continue };
             let profile = &self.survey.desired.models[model].profile;
             let serving = self.survey.serving[model];
+            if self.survey.loading[model] {
+                // The one on its way in may be what this one goes for.
+                continue;
+            }
             if serving > profile.replicas.max.max(1) {
                 let max = count(profile.replicas.max, "replica");
                 self.retire(at, format!("{serving} nodes hold it, and {max} are wanted at most"));
@@ -239,7 +252,12 @@ impl Decision<'_> {
 enum Purpose {
     Resident,
     Demand(ModelDemand),
-    Growth { open: usize, serving: usize },
+    Growth {
+        open: usize,
+        serving: usize,
+    },
+    /// It is where this model has its proven place.
+    Homecoming(ModelId),
 }
 
 impl Purpose {
@@ -248,6 +266,7 @@ impl Purpose {
             Self::Resident => "the placement holds it always".to_owned(),
             Self::Demand(ModelDemand { waiting: 1, .. }) => "1 request waits for it".to_owned(),
             Self::Demand(demand) => format!("{} requests wait for it", demand.waiting),
+            Self::Homecoming(other) => format!("back to its proven place: where it is now it is in the way of `{other}`"),
             Self::Growth { open, serving } => format!("{open} requests are open on {}", count(*serving, "replica")),
         }
     }

@@ -23,7 +23,7 @@ pub(super) struct Survey<'a> {
     pub(super) serving: Vec<usize>,
     /// By model: the same, and replicas on nodes that will soon be back.
     pub(super) kept: Vec<usize>,
-    /// By model: a load is under way.
+    /// By model: a load is under way, or has got its place during this decision.
     pub(super) loading: Vec<bool>,
     /// By model: requests open on all its replicas.
     pub(super) in_flight: Vec<usize>,
@@ -56,6 +56,7 @@ pub(super) struct DeviceView {
     pub(super) poisoned: bool,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct ReplicaView<'a> {
     pub(super) observed: &'a ObservedModel,
     pub(super) node: usize,
@@ -99,7 +100,7 @@ impl<'a> Survey<'a> {
             self.node_of_host[host] = Some(at);
         }
         let (first_device, first_replica) = (self.devices.len(), self.replicas.len());
-        self.add_devices(node);
+        self.add_devices(node, host);
         let devices = first_device..self.devices.len();
         for model in &node.models {
             self.add_replica(at, node, model, devices.clone());
@@ -109,8 +110,8 @@ impl<'a> Survey<'a> {
     }
 
     /// Of a declared host models may have what was declared and is there.
-    fn add_devices(&mut self, node: &ObservedNode) {
-        let declared = self.desired.placement().host(&node.id);
+    fn add_devices(&mut self, node: &ObservedNode, host: Option<usize>) {
+        let declared = host.map(|host| self.desired.host_placement(host));
         let reserved = declared.map_or(0, |host| host.reserved_mb);
         for (index, device) in node.devices.iter().enumerate() {
             let declared_mb = declared.and_then(|host| host.devices.get(index)).map_or(u64::MAX, |device| device.memory_mb);
@@ -172,9 +173,7 @@ impl<'a> Survey<'a> {
         let replica = &mut self.replicas[at];
         replica.leaving = true;
         let (node, size_mb, model) = (replica.node, replica.size_mb, replica.model);
-        for device in self.devices_of(at) {
-            self.devices[device].soon_mb += size_mb;
-        }
+        self.shift_soon(at, size_mb);
         self.nodes[node].touched = true;
         if let Some(model) = model {
             self.serving[model] -= 1;
@@ -183,10 +182,23 @@ impl<'a> Survey<'a> {
     }
 
     /// The devices of a replica, by their place in [`Survey::devices`].
-    pub(super) fn devices_of(&self, replica: usize) -> Vec<usize> {
+    pub(super) fn devices_of(&self, replica: usize) -> impl Iterator<Item = usize> {
         let replica = &self.replicas[replica];
-        let devices = &self.nodes[replica.node].devices;
-        replica.observed.devices.iter().map(|index| devices.start + index).filter(|at| *at < devices.end).collect()
+        let devices = self.nodes[replica.node].devices.clone();
+        replica.observed.devices.iter().map(move |index| devices.start + index).filter(move |at| *at < devices.end)
+    }
+
+    pub(super) fn is_on(&self, replica: usize, device: usize) -> bool {
+        self.devices_of(replica).any(|at| at == device)
+    }
+
+    /// Adds `mb` to what will soon be free on each device of a replica.
+    pub(super) fn shift_soon(&mut self, replica: usize, mb: i64) {
+        let ReplicaView { observed, node, .. } = self.replicas[replica];
+        let devices = self.nodes[node].devices.clone();
+        for at in observed.devices.iter().map(|index| devices.start + index).filter(|at| *at < devices.end) {
+            self.devices[at].soon_mb += mb;
+        }
     }
 
     /// Loaded on a ready node, and long enough.

@@ -71,7 +71,7 @@ pub struct Outcome {
 /// # Errors
 /// The rule that was broken, with the step.
 pub fn simulate(simulation: &Simulation) -> Result<Outcome, String> {
-    let Scenario { placement, policy, observed, demanded } = Scenario::new(simulation.nodes);
+    let Scenario { placement, policy, observed, demanded } = Scenario::new(simulation.nodes)?;
     let desired = Desired::new(placement.clone(), policy);
     let index: BTreeMap<NodeId, usize> = observed.nodes.iter().enumerate().map(|(at, node)| (node.id.clone(), at)).collect();
     let holders: Vec<(ModelId, Vec<usize>)> =

@@ -43,13 +43,17 @@ pub(super) struct Scenario {
 
 impl Scenario {
     /// `nodes` nodes, at least one group of them.
-    pub(super) fn new(nodes: usize) -> Self {
+    ///
+    /// # Errors
+    /// A group has no proof.
+    pub(super) fn new(nodes: usize) -> Result<Self, String> {
         let (mut hosts, mut models, mut observed) = (BTreeMap::new(), BTreeMap::new(), Observed::default());
         let mut certificate = Certificate::default();
         for group in 0..nodes.div_ceil(GROUP).max(1) {
             let (of_hosts, of_models) = (group_hosts(group), group_models(group));
             // Groups share nothing, so that their proofs can be put side by side.
-            let proof = prove(&of_hosts, &of_models, false).expect("a group of the scenario is feasible");
+            let proof = prove(&of_hosts, &of_models, false)
+                .map_err(|problems| problems.first().map_or_else(String::new, |problem| format!("the scenario: {}", problem.message)))?;
             certificate.residents.extend(proof.residents);
             certificate.witnesses.extend(proof.witnesses);
             certificate.slack_mb.extend(proof.slack_mb);
@@ -59,7 +63,8 @@ impl Scenario {
         }
         let demanded = models.keys().cloned().collect();
         let placement = Placement::new(hosts, models, Routing::default(), certificate);
-        Self { placement, policy: Policy { defrag_after_cycles: Some(20), ..Policy::default() }, observed, demanded }
+        let policy = Policy { defrag_after_cycles: Some(20), ..Policy::default() };
+        Ok(Self { placement, policy, observed, demanded })
     }
 }
 

@@ -241,6 +241,67 @@ fn a_surplus_replica_goes_and_the_proven_one_stays() {
 }
 
 #[test]
+fn a_resident_that_an_outage_moved_goes_home_when_it_is_in_the_way() {
+    let [a, b] = [model("a", 60).home("x", &[0]), model("b", 80).witness("y", &[0])];
+    let on_y = holding(node("y", &[100]), vec![loaded("a", &[0])]);
+    let back = observed(vec![node("x", &[100]), on_y.clone()]);
+    let home = observed(vec![holding(node("x", &[100]), vec![used(loaded("a", &[0]), 0, 60 * S)]), on_y.clone()]);
+    let nobody = Demand::none();
+    let b_waits = Demand::none().with("b", 1, Moment(0));
+    for a in [a.clone().priority(300), a.clone().pinned()] {
+        let wants = desired(&[("x", &[100]), ("y", &[100])], &[a, b.clone().on(&["y"])]);
+        assert_eq!(told(&wants, &back, &nobody, Moment(60 * S)), "", "nobody needs its place");
+        assert_eq!(told(&wants, &back, &b_waits, Moment(60 * S)), "load a on x:0", "it is never gone");
+        assert_eq!(told(&wants, &home, &b_waits, Moment(60 * S)), "unload a from y:0");
+    }
+    let mut coming = home;
+    coming.nodes[0].models[0].state = ModelState::Loading;
+    let wants = desired(&[("x", &[100]), ("y", &[100])], &[a.priority(300), b.on(&["y"])]);
+    assert_eq!(told(&wants, &coming, &b_waits, Moment(60 * S)), "", "it leaves once it serves at home");
+}
+
+#[test]
+fn a_resident_on_the_wrong_device_of_its_host_leaves_for_the_right_one() {
+    let wants = desired(&[("x", &[100, 50])], &[model("a", 40).home("x", &[1]).pinned(), model("b", 90).witness("x", &[0])]);
+    let strayed = observed(vec![holding(node("x", &[100, 50]), vec![loaded("a", &[0])])]);
+    let demand = Demand::none().with("b", 1, Moment(0));
+    assert_eq!(told(&wants, &strayed, &demand, Moment(60 * S)), "unload a from x:0");
+    let gone = observed(vec![node("x", &[100, 50])]);
+    assert_eq!(told(&wants, &gone, &demand, Moment(60 * S)), "load a on x:1\nload b on x:0");
+}
+
+#[test]
+fn residents_that_hold_each_others_places_come_home_all_the_same() {
+    let [a, b] = [model("a", 60).home("x", &[0]).pinned(), model("b", 70).home("y", &[0]).pinned()];
+    let wants = desired(&[("x", &[100]), ("y", &[100])], &[a, b, model("c", 35).witness("x", &[0]).on(&["x"])]);
+    let held = |id| vec![loaded(id, &[0])];
+    let crossed = observed(vec![holding(node("x", &[100]), held("b")), holding(node("y", &[100]), held("a"))]);
+    let demand = Demand::none().with("c", 1, Moment(0));
+    assert_eq!(told(&wants, &crossed, &demand, Moment(60 * S)), "unload a from y:0");
+    let half = observed(vec![holding(node("x", &[100]), held("b")), node("y", &[100])]);
+    assert_eq!(told(&wants, &half, &demand, Moment(60 * S)), "load b on y:0", "and not `a` again, where `b` is at home");
+}
+
+#[test]
+fn a_resident_stays_where_it_is_when_that_would_help_nobody() {
+    let a = model("a", 60).home("x", &[0]).priority(300);
+    let wants = desired(&[("x", &[100]), ("y", &[100])], &[a, model("b", 80).witness("y", &[0]).on(&["y"]), model("c", 30).priority(900)]);
+    let on_y = |c: ObservedModel| holding(node("y", &[100]), vec![loaded("a", &[0]), c]);
+    let demand = Demand::none().with("b", 1, Moment(0));
+    let away = Reach::Away { since: Moment(0) };
+    let mut fleet = observed(vec![node("x", &[100]), on_y(loaded("c", &[0]))]);
+    fleet.nodes[0].reach = away;
+    assert_eq!(told(&wants, &fleet, &demand, Moment(60 * S)), "", "home is away");
+    let roomy = desired(
+        &[("x", &[100]), ("y", &[150])],
+        &[model("a", 60).home("x", &[0]).priority(300), model("b", 80).witness("y", &[0]).on(&["y"]), model("c", 30).priority(900)],
+    );
+    let mut fleet = observed(vec![node("x", &[100]), on_y(used(loaded("c", &[0]), 1, 60 * S))]);
+    fleet.nodes[1].devices[0].memory_mb = 150;
+    assert_eq!(told(&roomy, &fleet, &demand, Moment(60 * S)), "", "it is `c` that has to end");
+}
+
+#[test]
 fn a_full_model_grows_into_free_memory_only() {
     let a = model("a", 60).replicas_max(2).parallel(3);
     let wants = desired(&[("x", &[100]), ("y", &[100])], &[a, model("b", 60)]);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cortex_core::{ModelId, ModelSpec, NodeId};
 use cortex_placement::{
     Assignment, Certificate, Desired, Footprint, FootprintOrigin, HostDevice, HostPlacement, Mode, ModelProfile, ModelState, Moment,
-    Observed, ObservedDevice, ObservedModel, ObservedNode, Placement, Policy, Reach, Replicas, Requires, Residency, Routing, Spot,
+    Observed, ObservedDevice, ObservedModel, ObservedNode, Placement, Policy, Reach, Replicas, Requires, Residency, Routing, Spot, Witness,
 };
 
 /// Seconds, for moments.
@@ -26,13 +26,14 @@ pub(crate) fn model(id: &str, device_mb: u64) -> Model {
         requires: Requires::default(),
         placement: BTreeMap::new(),
     };
-    Model { profile, homes: vec![] }
+    Model { profile, homes: vec![], witness: None }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) profile: ModelProfile,
     homes: Vec<(NodeId, Vec<usize>)>,
+    witness: Option<(NodeId, Vec<usize>)>,
 }
 
 impl Model {
@@ -42,6 +43,12 @@ impl Model {
         self.homes.push((host.into(), devices.to_vec()));
         self.profile.replicas.min = self.homes.len();
         self.profile.replicas.max = self.profile.replicas.max.max(self.homes.len());
+        self
+    }
+
+    /// On demand, with a proven way in.
+    pub(crate) fn witness(mut self, host: &str, devices: &[usize]) -> Self {
+        self.witness = Some((host.into(), devices.to_vec()));
         self
     }
 
@@ -107,8 +114,13 @@ pub(crate) fn placement(hosts: &[(&str, &[u64])], models: &[Model]) -> Placement
         devices: devices.clone(),
     };
     let residents = models.iter().flat_map(|model| model.homes.iter().map(|home| assignment(model, home))).collect();
+    let witness = |model: &Model| {
+        let (host, devices) = model.witness.clone()?;
+        Some(Witness { model: id(model), host, devices, displaces: vec![] })
+    };
+    let witnesses = models.iter().filter_map(witness).collect();
     let models = models.iter().map(|model| (id(model), model.profile.clone())).collect();
-    Placement::new(hosts, models, Routing::default(), Certificate { residents, ..Certificate::default() })
+    Placement::new(hosts, models, Routing::default(), Certificate { residents, witnesses, ..Certificate::default() })
 }
 
 /// The same under the default policy.

@@ -159,6 +159,9 @@ fn check_leaving(case: &Case, policy: &Policy, node: &ObservedNode, held: &Obser
     }
     let unused_ms = case.now.ms_since(held.last_used);
     let spare = serving > profile.replicas.min && profile.idle_unload_s.is_some_and(|limit| unused_ms >= limit * S);
+    if strays(case, node, held) {
+        return Ok(());
+    }
     prop_assert!(profile.residency != Residency::Pinned || spare, "a pinned model leaves");
     prop_assert!(case.now.ms_since(held.since) >= policy.residency_ms_min, "it has just come");
     let asked = held.in_flight > 0 || case.demand.models.contains_key(&held.id);
@@ -171,6 +174,12 @@ fn check_leaving(case: &Case, policy: &Policy, node: &ObservedNode, held: &Obser
     let outranked = if needed { best > profile.priority } else { idle || best >= profile.priority };
     prop_assert!(outranked, "`{}` outranks everybody who could want its place on {}", held.id, node.id);
     Ok(())
+}
+
+/// Whether it has a proven place, and that is another one.
+fn strays(case: &Case, node: &ObservedNode, held: &ObservedModel) -> bool {
+    let homes: Vec<_> = case.placement.certificate.residents.iter().filter(|home| home.model == held.id).collect();
+    !homes.is_empty() && !homes.iter().any(|home| home.host == node.id && home.devices == held.devices)
 }
 
 /// Memory after all loads, before anything has left, is within each device.

@@ -4,10 +4,15 @@ use cortex_placement::{Simulation, simulate};
 
 #[test]
 fn fleets_with_faults_break_no_rule_and_come_to_rest() {
-    for seed in 0..20 {
-        let outcome = simulate(&Simulation { nodes: 30, seed, faults: true }).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
-        assert!(outcome.losses > 0 && outcome.loads_failed > 0 && outcome.unloads > 0 && outcome.served > 100, "seed {seed}: {outcome:?}");
+    let few = (0..20).flat_map(|seed| [(30, seed), (100, seed)]);
+    let mut loads_failed = 0;
+    for (nodes, seed) in few.chain([(1000, 0)]) {
+        let run =
+            simulate(&Simulation { nodes, seed, faults: true }).unwrap_or_else(|broken| panic!("{nodes} nodes, seed {seed}: {broken}"));
+        assert!(run.losses > 0 && run.unloads > 0 && run.served > 100, "{nodes} nodes, seed {seed}: {run:?}");
+        loads_failed += run.loads_failed;
     }
+    assert!(loads_failed > 100, "{loads_failed}");
 }
 
 #[test]
