@@ -181,6 +181,8 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated.
     pub completion_tokens: u32,
+    /// How many of them were a thought: from `<think>` to `</think>`, with both.
+    pub reasoning_tokens: u32,
 }
 
 /// A chosen token, its log-probability, and the alternatives.

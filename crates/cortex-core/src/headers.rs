@@ -16,7 +16,7 @@ pub fn is_request_id(id: &str) -> bool {
 /// a body; it is sent only where the request says `te: trailers`, and the gateway never passes it on.
 pub const USAGE: &str = "x-neuron-usage";
 
-/// The value of [`USAGE`].
+/// The value of [`USAGE`]; thoughts are metered as what they are, tokens generated.
 pub fn encode_usage(usage: &Usage) -> String {
     format!("prompt={};cached={};completion={}", usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
 }
@@ -25,7 +25,8 @@ pub fn encode_usage(usage: &Usage) -> String {
 pub fn decode_usage(value: &str) -> Option<Usage> {
     let mut fields = value.split(';');
     let mut next = |name: &str| fields.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
-    Some(Usage { prompt_tokens: next("prompt")?, cached_tokens: next("cached")?, completion_tokens: next("completion")? })
+    let (prompt_tokens, cached_tokens, completion_tokens) = (next("prompt")?, next("cached")?, next("completion")?);
+    Some(Usage { prompt_tokens, cached_tokens, completion_tokens, ..Usage::default() })
 }
 
 #[cfg(test)]
@@ -34,7 +35,7 @@ mod tests {
 
     #[test]
     fn usage_survives_the_header() {
-        let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 40 };
+        let usage = Usage { prompt_tokens: 12, cached_tokens: 8, completion_tokens: 40, ..Usage::default() };
         assert_eq!(decode_usage(&encode_usage(&usage)), Some(usage));
         for bad in ["", "prompt=1", "prompt=1;cached=2;completion=x", "cached=1;prompt=2;completion=3"] {
             assert_eq!(decode_usage(bad), None, "{bad}");

@@ -89,7 +89,7 @@ impl<D: Dialect> Generation<D> {
     fn project(&mut self, index: usize, event: GenerateEvent) -> Vec<D::Chunk> {
         match event {
             GenerateEvent::Started { prompt_tokens, cached_tokens } => {
-                self.choices[index].prompt = Usage { prompt_tokens, cached_tokens, completion_tokens: 0 };
+                self.choices[index].prompt = Usage { prompt_tokens, cached_tokens, ..Usage::default() };
                 Vec::new()
             }
             GenerateEvent::Text { text, logprobs } if text.is_empty() && logprobs.is_empty() => Vec::new(),
@@ -128,6 +128,7 @@ impl<D: Dialect> Generation<D> {
         for (place, choice) in self.choices.iter().enumerate() {
             let usage = choice.finished.unwrap_or_default();
             sum.completion_tokens += usage.completion_tokens;
+            sum.reasoning_tokens += usage.reasoning_tokens;
             if place % self.n == 0 {
                 sum.prompt_tokens += usage.prompt_tokens;
                 sum.cached_tokens += usage.cached_tokens;

@@ -109,7 +109,10 @@ impl Generation {
         self.usage.completion_tokens += 1;
         let logprobs = self.logprobs(sampled);
         let text = self.detokenizer.push(sampled.token);
+        let thought = self.parser.is_thinking();
         let pieces = self.parser.push(&text);
+        // The tags count as well: nothing of them is seen in the answer.
+        self.usage.reasoning_tokens += u32::from(thought || self.parser.is_thinking());
         if let Some(stop) = self.hear(pieces, logprobs) {
             self.finish(FinishReason::Stop, Some(stop));
         }

@@ -16,6 +16,9 @@ pub struct CompletionUsage {
     /// What is known of the prompt's tokens.
     #[serde(default)]
     pub prompt_tokens_details: PromptTokensDetails,
+    /// What is known of the generated tokens.
+    #[serde(default)]
+    pub completion_tokens_details: CompletionTokensDetails,
 }
 
 /// What is known of the prompt's tokens.
@@ -26,6 +29,14 @@ pub struct PromptTokensDetails {
     pub cached_tokens: u32,
 }
 
+/// What is known of the generated tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletionTokensDetails {
+    /// How many were a thought.
+    #[serde(default)]
+    pub reasoning_tokens: u32,
+}
+
 impl From<Usage> for CompletionUsage {
     fn from(usage: Usage) -> Self {
         Self {
@@ -33,6 +44,7 @@ impl From<Usage> for CompletionUsage {
             completion_tokens: usage.completion_tokens,
             total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
             prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens },
         }
     }
 }

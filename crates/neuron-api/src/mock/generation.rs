@@ -32,7 +32,13 @@ impl Plan {
             false => FinishReason::Stop,
         };
         let prompt_tokens = prompt_tokens as u32;
-        let usage = Usage { prompt_tokens, cached_tokens: model.cached_tokens.min(prompt_tokens), completion_tokens: said.len() as u32 };
+        let thoughts = said.iter().filter(|said| matches!(said, Said::Reasoning(_))).count();
+        let usage = Usage {
+            prompt_tokens,
+            cached_tokens: model.cached_tokens.min(prompt_tokens),
+            completion_tokens: said.len() as u32,
+            reasoning_tokens: thoughts as u32,
+        };
         Ok(Self { said, reason, stop, usage })
     }
 }

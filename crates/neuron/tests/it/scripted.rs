@@ -124,7 +124,7 @@ impl Served for ScriptedModel {
     /// Says how many pictures came and how large each was, then waits for the gate.
     async fn generate(&self, _: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
         let text = format!("{:?}", images.iter().map(|image| image.bytes.len()).collect::<Vec<_>>());
-        let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 1 };
+        let usage = Usage { prompt_tokens: 1, completion_tokens: 1, ..Usage::default() };
         let gate = self.engine.answer_gate.clone();
         let first =
             [Ok(GenerateEvent::Started { prompt_tokens: 1, cached_tokens: 0 }), Ok(GenerateEvent::Text { text, logprobs: Vec::new() })];

@@ -97,6 +97,11 @@ impl AnswerParser {
         self.read_calls(pieces)
     }
 
+    /// True inside a thought.
+    pub fn is_thinking(&self) -> bool {
+        self.think.as_ref().is_some_and(ThinkParser::is_thinking)
+    }
+
     /// The answer ended: what was held back.
     pub fn finish(&mut self) -> Vec<Piece> {
         let rest = self.think.as_mut().and_then(ThinkParser::finish);

@@ -102,6 +102,23 @@ fn thoughts_come_before_the_answer_only() {
 }
 
 #[test]
+fn a_thought_is_known_from_tag_to_tag() {
+    // Each piece, and whether the parser is in a thought behind it.
+    let cases: [(&str, &[(&str, bool)]); 3] = [
+        ("", &[("<thi", false), ("nk>", true), ("\n", true), ("Hm.", true), ("</think>", false), ("\n\n", false), ("<think>", false)]),
+        ("<think>\n", &[("", true), ("Hm", true), ("</th", true), ("ink>Yes", false)]),
+        ("", &[("Yes <think>", false), ("No", false)]),
+    ];
+    for (rendered, pieces) in cases {
+        let mut parser = parser(None, rendered);
+        for (piece, thinking) in pieces {
+            parser.push(piece);
+            assert_eq!(parser.is_thinking(), *thinking, "{piece:?} of {pieces:?}");
+        }
+    }
+}
+
+#[test]
 fn a_continued_message_goes_on_where_it_was() {
     let cases = [
         ("<think>\nHm", "a</think>b", "r:a|t:b|"),

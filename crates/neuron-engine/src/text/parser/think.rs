@@ -67,6 +67,10 @@ impl ThinkParser {
         Self { state, held: String::new() }
     }
 
+    pub(super) fn is_thinking(&self) -> bool {
+        matches!(self.state, State::Opened | State::Thinking)
+    }
+
     pub(super) fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
         let mut pieces = Vec::new();
