@@ -63,6 +63,13 @@ pub enum Prompt {
     Text(String),
     /// Token ids as they are.
     Tokens(Vec<u32>),
+    /// What stands between two texts, for models that were trained to fill it in.
+    Infill {
+        /// Before it.
+        prefix: String,
+        /// Behind it.
+        suffix: String,
+    },
 }
 
 /// A conversation, kept as the JSON that the client sent, because a chat template may read any field.

@@ -86,13 +86,15 @@ impl Dialect for Chat {
 
 pub(crate) struct Plain {
     head: Head,
+    /// What each choice begins with: its prompt, where that was asked for.
+    echoes: Vec<Option<Arc<str>>>,
     /// Where the next token's text starts in each choice, in characters.
     offsets: Vec<u32>,
 }
 
 impl Plain {
-    pub(crate) fn new(head: Head, choices: usize) -> Self {
-        Self { head, offsets: vec![0; choices] }
+    pub(crate) fn new(head: Head, echoes: Vec<Option<Arc<str>>>) -> Self {
+        Self { head, offsets: vec![0; echoes.len()], echoes }
     }
 
     fn chunk(&self, choices: Vec<CompletionChoice>) -> Completion {
@@ -105,8 +107,9 @@ impl Dialect for Plain {
     type Chunk = Completion;
     type Whole = Completion;
 
-    fn opening(&self, _: u32, _: Option<CompletionUsage>) -> Option<Completion> {
-        None
+    fn opening(&self, index: u32, _: Option<CompletionUsage>) -> Option<Completion> {
+        let text = self.echoes[index as usize].as_ref()?.as_ref().to_owned();
+        Some(self.chunk(vec![CompletionChoice { index, text, ..CompletionChoice::default() }]))
     }
 
     fn text(&mut self, index: u32, text: String, tokens: Vec<TokenLogprob>) -> Completion {

@@ -63,6 +63,9 @@ pub struct PreparedPrompt {
     pub constraint: Option<Constraint>,
 }
 
+/// What stands before the text before a gap, before the text behind it, and before what fills it.
+const INFILL_TOKENS: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+
 /// How an answer is written, read and held.
 type Answering = (AnswerParser, Option<Constraint>);
 
@@ -131,6 +134,7 @@ impl Frontend {
         match prompt {
             Prompt::Tokens(ids) => self.check_ids(ids).map(|()| (ids.clone(), Answering::default())),
             Prompt::Text(text) => Ok((self.encode(text, true)?, Answering::default())),
+            Prompt::Infill { prefix, suffix } => Ok((self.encode(&self.infill(prefix, suffix)?, true)?, Answering::default())),
             Prompt::Chat(chat) => {
                 let template = self.template.as_ref().ok_or_else(|| {
                     HarnessError::invalid("messages", "this model has no chat template; use /v1/completions with a plain `prompt`")
@@ -151,6 +155,16 @@ impl Frontend {
         let grammars = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, self.vocabulary)).as_ref().map_err(refused)?;
         let start = if markup.thinks { Start::of_prompt(chat, rendered) } else { Start::Speaking };
         grammars.constraint(&form, start, may_think(template, chat, rendered)).map(Some).map_err(|what| refused(&what))
+    }
+
+    /// The gap between two texts as Qwen's models know it.
+    fn infill(&self, prefix: &str, suffix: &str) -> Result<String, HarnessError> {
+        if let Some(missing) = INFILL_TOKENS.into_iter().find(|token| self.tokenizer.token_id(token).is_none()) {
+            let message = format!("this model was not made to fill in: its vocabulary has no `{missing}`; send a `prompt` alone");
+            return Err(HarnessError::invalid("suffix", message));
+        }
+        let [before, behind, gap] = INFILL_TOKENS;
+        Ok(format!("{before}{prefix}{behind}{suffix}{gap}"))
     }
 
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, HarnessError> {

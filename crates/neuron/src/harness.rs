@@ -182,7 +182,7 @@ impl Node {
     async fn pictures(&self, prompt: &Prompt, model: &dyn Served) -> Result<Vec<EncodedImage>, HarnessError> {
         match prompt {
             Prompt::Chat(chat) => self.images.collect(chat, model.info().sees()).await,
-            Prompt::Text(_) | Prompt::Tokens(_) => Ok(Vec::new()),
+            Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Infill { .. } => Ok(Vec::new()),
         }
     }
 

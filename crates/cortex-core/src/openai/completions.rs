@@ -22,6 +22,8 @@ pub struct CompletionRequest {
     pub model: ModelId,
     /// At least one; prompt `p`'s choice `i` is choice `p * n + i` of the answer.
     pub prompts: Vec<Prompt>,
+    /// Each answer begins with its prompt.
+    pub echo: bool,
     /// How to generate and answer.
     pub options: GenerateOptions,
 }
@@ -31,11 +33,13 @@ impl CompletionRequest {
     pub fn parse(mut fields: Fields) -> Result<Self, ApiError> {
         let model = fields.model()?;
         let prompt = fields.take("prompt").ok_or_else(|| missing("prompt"))?;
-        let prompts = prompts("prompt", prompt, PROMPTS_MAX)?;
+        let suffix = fields.string("suffix")?.filter(|suffix| !suffix.is_empty());
+        let prompts = prompts("prompt", prompt, PROMPTS_MAX)?.into_iter().map(|prompt| before(prompt, suffix.as_deref()));
+        let prompts = prompts.collect::<Result<_, _>>()?;
         let logprobs = fields.integer("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|top| top as u8);
         let options = GenerateOptions { logprobs, ..GenerateOptions::take(&mut fields)? };
         refuse_unsupported(&mut fields, &options)?;
-        Ok(Self { model, prompts, options })
+        Ok(Self { model, prompts, echo: echo(&mut fields, &options)?, options })
     }
 }
 
@@ -73,16 +77,29 @@ pub fn token_ids(param: &str, items: &[Value]) -> Result<Vec<u32>, ApiError> {
     items.iter().map(id).collect()
 }
 
-fn refuse_unsupported(fields: &mut Fields, options: &GenerateOptions) -> Result<(), ApiError> {
-    if fields.flag("echo")? == Some(true) {
-        return Err(unsupported("echo", "`echo` is not supported here: put the prompt before the answer yourself."));
-    }
-    if fields.string("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(unsupported(
+/// The prompt that asks for what comes before `suffix`.
+fn before(prompt: Prompt, suffix: Option<&str>) -> Result<Prompt, ApiError> {
+    match (prompt, suffix) {
+        (prompt, None) => Ok(prompt),
+        (Prompt::Text(prefix), Some(suffix)) => Ok(Prompt::Infill { prefix, suffix: suffix.into() }),
+        (_, Some(_)) => Err(unsupported(
             "suffix",
-            "`suffix` is not supported here: write the model's own fill-in-the-middle tokens into `prompt`.",
-        ));
+            "`suffix` needs a `prompt` that is text: into token ids, write the model's own fill-in-the-middle tokens.",
+        )),
     }
+}
+
+fn echo(fields: &mut Fields, options: &GenerateOptions) -> Result<bool, ApiError> {
+    match fields.flag("echo")? {
+        Some(true) if options.logprobs.is_some() => Err(unsupported(
+            "echo",
+            "`echo` together with `logprobs` is not supported here: the log-probabilities of a prompt are not computed. Leave one of them out.",
+        )),
+        echo => Ok(echo.unwrap_or(false)),
+    }
+}
+
+fn refuse_unsupported(fields: &mut Fields, options: &GenerateOptions) -> Result<(), ApiError> {
     match fields.integer("best_of", 1..=i64::MAX)? {
         Some(best_of) if best_of > i64::from(options.n) => {
             Err(unsupported("best_of", "`best_of` above `n` is not supported here: ask for `n` answers and choose among them."))

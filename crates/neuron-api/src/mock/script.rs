@@ -76,6 +76,7 @@ pub(super) fn prompt_text(prompt: &Prompt) -> String {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(ids) => text_of(ids),
         Prompt::Chat(chat) => chat_text(chat),
+        Prompt::Infill { prefix, suffix } => format!("{prefix}…{suffix}"),
     }
 }
 

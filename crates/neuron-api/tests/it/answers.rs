@@ -98,6 +98,36 @@ async fn each_prompt_has_its_choices_and_counts_once() {
 }
 
 #[tokio::test]
+async fn each_answer_begins_with_its_prompt_where_that_was_asked_for() {
+    for (prompt, texts) in [
+        (json!("Hi, "), vec!["Hi, Hello world!", "Hi, Hello world!"]),
+        (json!(["a", [98, 98]]), vec!["aHello world!", "aHello world!", "bbHello world!", "bbHello world!"]),
+    ] {
+        let whole = complete(json!({"prompt": prompt, "echo": true, "n": 2})).await;
+        let choices = whole.json()["choices"].as_array().unwrap().clone();
+        assert_eq!(choices.iter().map(|choice| choice["text"].as_str().unwrap()).collect::<Vec<_>>(), texts);
+        let mut streamed = vec![String::new(); texts.len()];
+        let answer = complete(json!({"prompt": prompt, "echo": true, "n": 2, "stream": true})).await.golden();
+        let read = |event: cortex_core::sse::SseEvent| {
+            let chunk: Value = serde_json::from_str(&event.data).unwrap_or_default();
+            for choice in chunk["choices"].as_array().into_iter().flatten() {
+                streamed[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
+            }
+        };
+        cortex_core::sse::SseParser::new(1 << 20).push(answer.as_bytes(), read).unwrap();
+        assert_eq!(streamed, texts);
+    }
+}
+
+#[tokio::test]
+async fn a_suffix_asks_for_what_comes_before_it() {
+    let mock = MockNeuron::new(MockConfig::new([MockModel::loaded("m")]));
+    let body = json!({"model": "m", "prompt": "fn one() ", "suffix": " }", "echo": true});
+    let answer = send(&mock, post("/v1/completions", body)).await.json();
+    assert_eq!(answer["choices"][0]["text"], "fn one() fn one() … }");
+}
+
+#[tokio::test]
 async fn streamed_chunks_fold_into_the_whole_answer() {
     let fields = [json!({}), json!({"n": 3}), json!({"n": 2, "logprobs": true, "top_logprobs": 1}), json!({"max_tokens": 1})];
     for (fields, acting) in fields.iter().flat_map(|fields| [(fields.clone(), false), (fields.clone(), true)]) {

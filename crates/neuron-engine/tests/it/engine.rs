@@ -377,3 +377,40 @@ async fn until(condition: impl Fn() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(60), reached).await.expect("the condition is reached");
 }
+
+/// A checkpoint whose vocabulary has the tokens of a model that fills in.
+fn that_fills_in() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(checkpoint("qwen3-dense-tied")).unwrap() {
+        let path = file.unwrap().path();
+        let to = folder.path().join(path.file_name().unwrap());
+        if path.ends_with("tokenizer.json") {
+            let names = [("vision_start", "fim_prefix"), ("vision_end", "fim_suffix"), ("vision_pad", "fim_middle")];
+            let text = names.iter().fold(std::fs::read_to_string(path).unwrap(), |text, (old, new)| text.replace(old, new));
+            std::fs::write(to, text).unwrap();
+        } else {
+            std::fs::copy(path, to).unwrap();
+        }
+    }
+    folder
+}
+
+#[tokio::test]
+async fn a_gap_between_two_texts_is_asked_for_in_the_models_own_tokens() {
+    let folder = that_fills_in();
+    let model = load_folder(folder.path().into(), LoadOptions::default()).await;
+    let gap = Prompt::Infill { prefix: "fn one() {".into(), suffix: "}".into() };
+    let ids = model.tokenize(gap.clone(), vec![]).await.unwrap();
+    assert_eq!(model.detokenize(&ids).unwrap(), "<|fim_prefix|>fn one() {<|fim_suffix|>}<|fim_middle|>");
+    let written = Prompt::Text("<|fim_prefix|>fn one() {<|fim_suffix|>}<|fim_middle|>".into());
+    assert_eq!(model.tokenize(written.clone(), vec![]).await.unwrap(), ids);
+    let asked = |prompt| GenerateRequest { prompt, ..request(vec![], 8) };
+    assert_eq!(text(&model, asked(gap.clone())).await.unwrap().logprobs.len(), 8);
+    let other = loaded("qwen3-dense-tied", LoadOptions::default()).await;
+    let refused = text(&other, asked(gap)).await.unwrap_err();
+    assert!(
+        matches!(&refused, HarnessError::InvalidRequest { message, param: Some(param) }
+        if param == "suffix" && message.contains("`<|fim_prefix|>`")),
+        "{refused}"
+    );
+}
