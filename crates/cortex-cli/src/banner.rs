@@ -67,6 +67,10 @@ impl Banner<'_> {
             let body = format!(r#"{{"model":"{id}","input":"Hello!"}}"#);
             return format!("  curl {url}/v1/embeddings -H 'content-type: application/json' \\\n       -d '{body}'\n");
         }
+        if can(Capability::Rerank) {
+            let body = format!(r#"{{"model":"{id}","query":"Who was she?","documents":["A poet.","A river."]}}"#);
+            return format!("  curl {url}/v1/rerank -H 'content-type: application/json' \\\n       -d '{body}'\n");
+        }
         let body = format!(r#"{{"model":"{id}","messages":[{{"role":"user","content":"Hello!"}}]}}"#);
         let elsewhere = if self.gateway.port() == 31313 && reachable(self.gateway).ip().is_loopback() {
             String::new()

@@ -53,6 +53,7 @@ pub(crate) fn capability_name(capability: Capability) -> &'static str {
     match capability {
         Capability::Chat => "chat",
         Capability::Embeddings => "embeddings",
+        Capability::Rerank => "rerank",
         Capability::Vision => "vision",
     }
 }

@@ -26,6 +26,8 @@ pub trait Harness: Send + Sync + 'static {
     async fn generate(&self, request: GenerateRequest) -> Result<EventStream, HarnessError>;
     /// Sentence embeddings.
     async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, HarnessError>;
+    /// How well texts answer a query.
+    async fn rerank(&self, request: RerankRequest) -> Result<Relevances, HarnessError>;
     /// The ids that `prompt` would be sent to the model as.
     async fn tokenize(&self, model: &ModelId, prompt: Prompt) -> Result<Vec<u32>, HarnessError>;
     /// The text of `ids`, special tokens included.
@@ -236,6 +238,26 @@ pub struct Embeddings {
     /// Vectors of unit length where the model normalises.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs together.
+    pub prompt_tokens: u32,
+}
+
+/// Texts to hold against a query.
+#[derive(Clone, Debug)]
+pub struct RerankRequest {
+    /// Which model.
+    pub model: ModelId,
+    /// What is asked.
+    pub query: String,
+    /// What may answer it.
+    pub documents: Vec<String>,
+}
+
+/// How well each text answers a query.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Relevances {
+    /// From 0 to 1, in the order of the texts.
+    pub scores: Vec<f32>,
+    /// Tokens of all pairs together; the query counts in each.
     pub prompt_tokens: u32,
 }
 

@@ -19,7 +19,7 @@ pub mod sse;
 pub use discovery::{DeviceHealth, DeviceInfo, DeviceKind, Discovery, Health, ModelHealth};
 pub use harness::{
     ChatPrompt, EmbedRequest, Embeddings, EventStream, FinishReason, GenerateEvent, GenerateRequest, Harness, HarnessError, Prompt,
-    TokenLogprob, Usage,
+    Relevances, RerankRequest, TokenLogprob, Usage,
 };
 pub use model::{Capability, ModelId, ModelReport, ModelSpec, ModelStatus, UnloadRequest};
 pub use node::{FleetReport, GatewayReport, ModelAction, ModelActionReport, NodeId, NodeReport, NodeState};

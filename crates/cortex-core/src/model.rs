@@ -42,6 +42,8 @@ pub enum Capability {
     Chat,
     /// `/v1/embeddings`.
     Embeddings,
+    /// `/v1/rerank`.
+    Rerank,
     /// Pictures in chat messages.
     Vision,
 }

@@ -25,6 +25,7 @@ pub(crate) enum Endpoint {
     Chat,
     Completions,
     Embeddings,
+    Rerank,
     Responses,
     Messages,
     CountTokens,
@@ -37,6 +38,7 @@ impl Endpoint {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Embeddings => "/v1/embeddings",
+            Self::Rerank => "/v1/rerank",
             Self::Responses => "/v1/responses",
             Self::Messages => "/v1/messages",
             Self::CountTokens => "/v1/messages/count_tokens",
@@ -48,7 +50,7 @@ impl Endpoint {
         match self {
             Self::Chat | Self::Responses | Self::Messages => "/v1/chat/completions",
             Self::CountTokens => "/tokenize",
-            Self::Completions | Self::Embeddings => self.path(),
+            Self::Completions | Self::Embeddings | Self::Rerank => self.path(),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::middleware::request_log::RequestId;
 
 pub(crate) async fn no_such_route(request: Request) -> Response {
     let message = format!(
-        "There is no {} {} here. Clients use /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/responses, /v1/messages, /v1/models.",
+        "There is no {} {} here. Clients use /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /v1/responses, /v1/messages, /v1/models.",
         request.method(),
         request.uri().path()
     );

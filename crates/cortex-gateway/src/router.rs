@@ -7,7 +7,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 
 use crate::app::App;
-use crate::controllers::{admin, chat, completions, embeddings, health, messages, models, responses};
+use crate::controllers::{admin, chat, completions, embeddings, health, messages, models, rerank, responses};
 use crate::error::{no_such_method, no_such_route};
 use crate::middleware::{auth, cors, request_log};
 
@@ -18,6 +18,7 @@ pub(crate) fn api(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/rerank", post(rerank::create))
         .route("/v1/responses", post(responses::create))
         .route("/v1/messages", post(messages::create))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))

@@ -14,6 +14,7 @@ mod models;
 mod node;
 mod project;
 mod request_id;
+mod rerank;
 mod stream;
 mod tokenize;
 
@@ -73,6 +74,7 @@ pub fn router(harness: Arc<dyn Harness>, limits: ApiLimits) -> Router {
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/rerank", post(rerank::create))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .fallback(error::no_such_route)

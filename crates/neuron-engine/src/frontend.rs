@@ -11,6 +11,7 @@ use crate::generation_config::sampling_defaults;
 use crate::grammar::{Constraint, Grammars, Rules};
 use crate::image::positions::{Run, rope_index};
 use crate::image::{EncodedImage, ImageProcessor, PreparedImage};
+use crate::models::EncoderInput;
 use crate::models::config::ModelConfig;
 use crate::sequence::ImageSpan;
 use crate::text::chat_template::ChatTemplate;
@@ -169,6 +170,13 @@ impl Frontend {
 
     fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, HarnessError> {
         self.tokenizer.encode(text, add_special).map_err(|error| HarnessError::invalid("prompt", error.to_string()))
+    }
+
+    /// A query and a text as an encoder reads them together.
+    pub fn pair(&self, query: &str, document: &str) -> Result<EncoderInput, HarnessError> {
+        let pair = self.tokenizer.encode_pair(query, document);
+        let (ids, first) = pair.map_err(|error| HarnessError::invalid("documents", error.to_string()))?;
+        Ok(EncoderInput { ids, first })
     }
 
     /// Refuses ids that the model has no embedding for.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use candle_core::DType;
-use cortex_core::{Capability, ModelId};
+use cortex_core::ModelId;
 use futures::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -183,19 +183,11 @@ impl Checkpoint {
             architecture: self.config.architecture.to_string(),
             parameters: self.totals.parameters,
             context: kv.map_or(self.config.context_len_max, |kv| kv.context),
-            capabilities: self.capabilities(kv.is_some()),
+            capabilities: self.config.capabilities(),
             devices: group.devices().iter().map(|device| device.name().to_string()).collect(),
             weight_bytes: reports.iter().map(|report| report.weight_bytes).sum(),
             kv_bytes: kv.map_or(0, kv_bytes),
             load_time: started.elapsed(),
-        }
-    }
-
-    fn capabilities(&self, decodes: bool) -> Vec<Capability> {
-        match decodes {
-            false => vec![Capability::Embeddings],
-            true if self.frontend.has_vision() => vec![Capability::Chat, Capability::Vision],
-            true => vec![Capability::Chat],
         }
     }
 }

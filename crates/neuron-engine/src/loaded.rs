@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelId, Prompt};
+use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelId, Prompt, Relevances};
 use futures::future::join_all;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -17,6 +17,7 @@ use crate::engine::{EngineCommand, Submission};
 use crate::frontend::{Frontend, PreparedPrompt};
 use crate::generation::{TokenEvent, channel, event_stream};
 use crate::image::EncodedImage;
+use crate::models::EncoderInput;
 use crate::sequence::{Sequence, SequenceId};
 use crate::stats::EngineStats;
 use crate::text::parser::AnswerParser;
@@ -134,24 +135,42 @@ impl LoadedModel {
 
     /// One vector per input.
     pub async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError> {
-        if self.inner.engine.is_some() {
+        if !self.inner.info.capabilities.contains(&Capability::Embeddings) {
             return Err(HarnessError::invalid("model", "this model makes no embeddings; GET /v1/models lists the `embeddings` capability"));
         }
         let mut texts = Vec::with_capacity(inputs.len());
         for input in inputs {
-            let ids = self.prepare(input, Vec::new()).await?.ids;
-            if ids.len() > self.inner.info.context {
-                return Err(HarnessError::ContextLength { prompt_tokens: ids.len(), context: self.inner.info.context });
-            }
-            texts.push(ids);
+            texts.push(EncoderInput::text(self.prepare(input, Vec::new()).await?.ids));
         }
-        let prompt_tokens = texts.iter().map(Vec::len).sum::<usize>() as u32;
-        let mut vectors = Vec::with_capacity(texts.len());
-        for batch in batches(texts) {
-            let encoded = self.inner.ranks.first().encode(self.inner.key, batch).await;
-            vectors.extend(encoded.map_err(|error| HarnessError::Internal(error.to_string()))?);
-        }
+        let (vectors, prompt_tokens) = self.encode(texts).await?;
         Ok(Embeddings { vectors, prompt_tokens })
+    }
+
+    /// How well each document answers the query: what the model's head says, between 0 and 1.
+    pub async fn rerank(&self, query: String, documents: Vec<String>) -> Result<Relevances, HarnessError> {
+        if !self.inner.info.capabilities.contains(&Capability::Rerank) {
+            return Err(HarnessError::invalid("model", "this model ranks no texts; GET /v1/models lists the `rerank` capability"));
+        }
+        let frontend = self.inner.frontend.clone();
+        let pairs = move || documents.iter().map(|document| frontend.pair(&query, document)).collect::<Result<Vec<_>, _>>();
+        let (outputs, prompt_tokens) = self.encode(self.in_turn(pairs).await?).await?;
+        let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        Ok(Relevances { scores: outputs.into_iter().flatten().map(sigmoid).collect(), prompt_tokens })
+    }
+
+    /// What the encoder makes of each input, and how many tokens they have together.
+    async fn encode(&self, inputs: Vec<EncoderInput>) -> Result<(Vec<Vec<f32>>, u32), HarnessError> {
+        let context = self.inner.info.context;
+        if let Some(input) = inputs.iter().find(|input| input.ids.len() > context) {
+            return Err(HarnessError::ContextLength { prompt_tokens: input.ids.len(), context });
+        }
+        let tokens = inputs.iter().map(|input| input.ids.len()).sum::<usize>() as u32;
+        let mut outputs = Vec::with_capacity(inputs.len());
+        for batch in batches(inputs) {
+            let encoded = self.inner.ranks.first().encode(self.inner.key, batch).await;
+            outputs.extend(encoded.map_err(|error| HarnessError::Internal(error.to_string()))?);
+        }
+        Ok((outputs, tokens))
     }
 
     /// The ids that `prompt` would be sent to the model as.
@@ -179,11 +198,12 @@ impl LoadedModel {
     }
 
     fn door(&self) -> Result<&EngineDoor, HarnessError> {
-        let door = self
-            .inner
-            .engine
-            .as_ref()
-            .ok_or_else(|| HarnessError::invalid("model", "this model makes embeddings only; use /v1/embeddings, or another model"))?;
+        let door = self.inner.engine.as_ref().ok_or_else(|| {
+            HarnessError::invalid(
+                "model",
+                "this model writes nothing: it is one for /v1/embeddings or /v1/rerank; GET /v1/models tells which",
+            )
+        })?;
         if self.inner.stats.servable() {
             Ok(door)
         } else {
@@ -192,10 +212,15 @@ impl LoadedModel {
     }
 
     async fn prepare(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<PreparedPrompt, HarnessError> {
-        let _turn = self.inner.preparing.acquire().await.map_err(|_| HarnessError::ShuttingDown)?;
         let frontend = self.inner.frontend.clone();
-        let work = tokio::task::spawn_blocking(move || frontend.prepare(&prompt, &images));
-        work.await.map_err(|error| HarnessError::Internal(format!("preparing the prompt failed: {error}")))?
+        self.in_turn(move || frontend.prepare(&prompt, &images)).await
+    }
+
+    /// Work of milliseconds and more, beside the async threads, and not too much of it at once.
+    async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, HarnessError> + Send + 'static) -> Result<T, HarnessError> {
+        let _turn = self.inner.preparing.acquire().await.map_err(|_| HarnessError::ShuttingDown)?;
+        let work = tokio::task::spawn_blocking(work).await;
+        work.map_err(|error| HarnessError::Internal(format!("preparing the prompt failed: {error}")))?
     }
 
     fn sequence(&self, request: &GenerateRequest, prompt: &PreparedPrompt, total_len_max: usize) -> Result<Sequence, HarnessError> {
@@ -226,16 +251,16 @@ impl LoadedModel {
 }
 
 /// Cuts inputs into calls of at most [`ENCODE_TOKENS_MAX`] tokens, or of one input.
-fn batches(texts: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
-    let mut batches: Vec<Vec<Vec<u32>>> = Vec::new();
+fn batches(inputs: Vec<EncoderInput>) -> Vec<Vec<EncoderInput>> {
+    let mut batches: Vec<Vec<EncoderInput>> = Vec::new();
     let mut tokens = 0;
-    for text in texts {
-        tokens += text.len();
+    for input in inputs {
+        tokens += input.ids.len();
         match batches.last_mut() {
-            Some(batch) if tokens <= ENCODE_TOKENS_MAX => batch.push(text),
+            Some(batch) if tokens <= ENCODE_TOKENS_MAX => batch.push(input),
             _ => {
-                tokens = text.len();
-                batches.push(vec![text]);
+                tokens = input.ids.len();
+                batches.push(vec![input]);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::error::LoadError;
 use crate::gpu_steps::GpuSteps;
 use crate::image::{FeatureCache, ImageFeatures, PreparedImage};
 use crate::models::registry::{Model, build, build_vision};
-use crate::models::{ModelInput, VisionTower, Visual};
+use crate::models::{EncoderInput, ModelInput, VisionTower, Visual};
 use crate::sampler::{Sampled, sample};
 use crate::sequence::{SequenceId, SequenceMap};
 use crate::weights::Weights;
@@ -148,11 +148,13 @@ impl ModelRunner {
     }
 
     /// Token sequences to vectors, one each.
-    pub fn encode(&self, inputs: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    pub fn encode(&self, inputs: &[EncoderInput]) -> Result<Vec<Vec<f32>>> {
         let Model::Encoder(encoder) = &self.model else { bail!("this model is a decoder: it has no embeddings") };
-        let lens: Vec<usize> = inputs.iter().map(Vec::len).collect();
-        let ids = Tensor::from_vec(inputs.concat(), lens.iter().sum::<usize>(), &self.device)?;
-        encoder.encode(&ids, &lens)?.to_vec2()
+        let lens: Vec<usize> = inputs.iter().map(|input| input.ids.len()).collect();
+        let ids: Vec<u32> = inputs.iter().flat_map(|input| &input.ids).copied().collect();
+        let types: Vec<u32> = inputs.iter().flat_map(EncoderInput::types).collect();
+        let row = |numbers: Vec<u32>| Tensor::new(numbers, &self.device);
+        encoder.encode(&row(ids)?, &row(types)?, &lens)?.to_vec2()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
+use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt, Relevances};
 use neuron_engine::image::EncodedImage;
 
 /// Loads models onto devices.
@@ -30,6 +30,8 @@ pub trait Served: Send + Sync + 'static {
     async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError>;
     /// As [`cortex_core::Harness::embed`].
     async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError>;
+    /// As [`cortex_core::Harness::rerank`].
+    async fn rerank(&self, query: String, documents: Vec<String>) -> Result<Relevances, HarnessError>;
     /// As [`cortex_core::Harness::tokenize`].
     async fn tokenize(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError>;
     /// As [`cortex_core::Harness::detokenize`].

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt};
+use cortex_core::{Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt, Relevances};
 use neuron_engine::frontend::RopePositions;
 use neuron_engine::image::EncodedImage;
-use neuron_engine::models::config::Network;
 use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
 use neuron_engine::models::registry::load_config;
 use neuron_engine::{DeviceSet, EngineLimits, LoadOptions, LoadedModel, Switches};
@@ -76,12 +75,7 @@ impl Backend for CandleBackend {
 
     fn describe(&self, folder: &Path) -> Option<Described> {
         let config = load_config(folder).ok()?;
-        let capabilities = match (&config.network, &config.vision) {
-            (Network::Bert(_), _) => vec![Capability::Embeddings],
-            (Network::Decoder(_), None) => vec![Capability::Chat],
-            (Network::Decoder(_), Some(_)) => vec![Capability::Chat, Capability::Vision],
-        };
-        Some(Described { architecture: config.architecture.to_owned(), capabilities })
+        Some(Described { architecture: config.architecture.to_owned(), capabilities: config.capabilities() })
     }
 
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String> {
@@ -119,6 +113,10 @@ impl Served for CandleModel {
 
     async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError> {
         self.0.embed(inputs).await
+    }
+
+    async fn rerank(&self, query: String, documents: Vec<String>) -> Result<Relevances, HarnessError> {
+        self.0.rerank(query, documents).await
     }
 
     async fn tokenize(&self, prompt: Prompt, images: Vec<EncodedImage>) -> Result<Vec<u32>, HarnessError> {

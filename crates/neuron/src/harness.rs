@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use cortex_core::{
     Discovery, EmbedRequest, Embeddings, EventStream, GenerateRequest, Harness, HarnessError, Health, ModelId, ModelReport, ModelSpec,
-    Prompt, UnloadRequest,
+    Prompt, Relevances, RerankRequest, UnloadRequest,
 };
 use neuron_engine::image::EncodedImage;
 use tokio::sync::watch;
@@ -159,6 +159,11 @@ impl Harness for CandleHarness {
     async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, HarnessError> {
         let model = self.node.registry().serving(&request.model)?;
         model.embed(request.inputs).await
+    }
+
+    async fn rerank(&self, request: RerankRequest) -> Result<Relevances, HarnessError> {
+        let model = self.node.registry().serving(&request.model)?;
+        model.rerank(request.query, request.documents).await
     }
 
     async fn tokenize(&self, model: &ModelId, prompt: Prompt) -> Result<Vec<u32>, HarnessError> {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod fields;
 pub mod models;
 pub mod options;
+pub mod rerank;
 pub mod tool_call;
 pub mod usage;
 

@@ -7,4 +7,5 @@ pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod messages;
 pub(crate) mod models;
+pub(crate) mod rerank;
 pub(crate) mod responses;

@@ -118,11 +118,14 @@ async fn an_alias_is_replaced_by_its_model_and_nothing_else_changes() {
 async fn every_inference_path_is_passed_on() {
     let mut embedder = MockModel::loaded("e");
     embedder.capabilities = vec![cortex_core::Capability::Embeddings];
-    let rig = Rig::start([vec![MockModel::loaded("m"), embedder]]).await;
+    let mut reranker = MockModel::loaded("r");
+    reranker.capabilities = vec![cortex_core::Capability::Rerank];
+    let rig = Rig::start([vec![MockModel::loaded("m"), embedder, reranker]]).await;
     let cases = [
         ("/v1/chat/completions", chat("m", "hi"), "chat.completion"),
         ("/v1/completions", json!({ "model": "m", "prompt": "hi" }), "text_completion"),
         ("/v1/embeddings", json!({ "model": "e", "input": "hi" }), "list"),
+        ("/v1/rerank", json!({ "model": "r", "query": "hi", "documents": ["hi"] }), "list"),
     ];
     for (path, body, object) in cases {
         let reply = rig.client().post(path, &body).await;

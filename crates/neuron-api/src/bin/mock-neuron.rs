@@ -26,6 +26,9 @@ struct Args {
     /// Models that give embeddings, loaded from the start.
     #[arg(long, value_delimiter = ',')]
     embeddings: Vec<String>,
+    /// Models that put texts in order, loaded from the start.
+    #[arg(long, value_delimiter = ',')]
+    rerankers: Vec<String>,
     /// What to answer, word by word; without it the last message comes back.
     #[arg(long)]
     answer: Option<String>,
@@ -56,8 +59,10 @@ impl Args {
     fn config(&self) -> MockConfig {
         let loaded = self.models.iter().map(|id| MockModel::loaded(id));
         let available = self.available.iter().map(|id| MockModel::available(id));
-        let embeddings = self.embeddings.iter().map(|id| MockModel { capabilities: vec![Capability::Embeddings], ..MockModel::loaded(id) });
-        let models = loaded.chain(available).chain(embeddings).map(|model| self.script(model));
+        let made_for = |capability| move |id: &String| MockModel { capabilities: vec![capability], ..MockModel::loaded(id) };
+        let embeddings = self.embeddings.iter().map(made_for(Capability::Embeddings));
+        let rerankers = self.rerankers.iter().map(made_for(Capability::Rerank));
+        let models = loaded.chain(available).chain(embeddings).chain(rerankers).map(|model| self.script(model));
         let config = MockConfig::new(models).named(&self.hostname);
         MockConfig { memory_total_bytes: self.memory_gib << 30, active_max: self.active_max, ..config }
     }

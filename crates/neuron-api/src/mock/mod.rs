@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cortex_core::{
     Capability, DeviceHealth, DeviceInfo, DeviceKind, Discovery, EmbedRequest, Embeddings, EventStream, GenerateRequest, Harness,
-    HarnessError, Health, ModelHealth, ModelId, ModelReport, ModelSpec, ModelStatus, Prompt, UnloadRequest,
+    HarnessError, Health, ModelHealth, ModelId, ModelReport, ModelSpec, ModelStatus, Prompt, Relevances, RerankRequest, UnloadRequest,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -374,6 +374,13 @@ impl Harness for MockNeuron {
         let texts: Vec<String> = request.inputs.iter().map(script::prompt_text).collect();
         let prompt_tokens = texts.iter().map(|text| text.chars().count() as u32).sum();
         Ok(Embeddings { vectors: texts.iter().map(|text| script::vector(text)).collect(), prompt_tokens })
+    }
+
+    async fn rerank(&self, request: RerankRequest) -> Result<Relevances, HarnessError> {
+        self.state().serving(&request.model, Capability::Rerank)?;
+        let scores = request.documents.iter().map(|document| script::relevance(&request.query, document)).collect();
+        let lens = request.documents.iter().map(|document| (request.query.chars().count() + document.chars().count()) as u32);
+        Ok(Relevances { scores, prompt_tokens: lens.sum() })
     }
 
     async fn tokenize(&self, model: &ModelId, prompt: Prompt) -> Result<Vec<u32>, HarnessError> {

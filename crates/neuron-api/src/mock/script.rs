@@ -115,6 +115,13 @@ pub(super) fn logprob(text: &str, place: usize, top: u8) -> TokenLogprob {
     TokenLogprob { chosen: choice(0), top: (0..top).map(choice).collect() }
 }
 
+/// The share of a document's words that the query has, too.
+pub(super) fn relevance(query: &str, document: &str) -> f32 {
+    let words: Vec<&str> = document.split_whitespace().collect();
+    let shared = words.iter().filter(|word| query.split_whitespace().any(|asked| asked == **word)).count();
+    shared as f32 / words.len().max(1) as f32
+}
+
 /// Four numbers of unit length that depend on the characters and their places.
 pub(super) fn vector(text: &str) -> Vec<f32> {
     let mut vector = [1.0f32; 4];

@@ -10,6 +10,7 @@ mod embeddings;
 mod lifecycle;
 mod node;
 mod requests;
+mod rerank;
 mod sockets;
 mod streams;
 mod support;

@@ -12,6 +12,7 @@ use crate::device::limits::DeviceLimits;
 use crate::device::memory::Memory;
 use crate::error::{DeviceError, LoadError};
 use crate::image::PreparedImage;
+use crate::models::EncoderInput;
 use crate::models::config::ModelConfig;
 use crate::models::qwen3_vl_vision::VisionSwitches;
 use crate::sampler::Sampled;
@@ -31,7 +32,7 @@ pub enum Command {
     /// Starts one step of a decoder. The next command is taken as soon as the runner lets go, perhaps before this one's answer.
     Execute(ModelKey, Arc<StepInput>, StepReply),
     /// Turns token sequences into vectors with an encoder.
-    Encode(ModelKey, Vec<Vec<u32>>, Reply<Result<Vec<Vec<f32>>, DeviceError>>),
+    Encode(ModelKey, Vec<EncoderInput>, Reply<Result<Vec<Vec<f32>>, DeviceError>>),
     /// Tells how much memory the device has.
     Memory(Reply<Result<Memory, DeviceError>>),
     /// Measures what the device can do at best. Steps of models wait meanwhile.

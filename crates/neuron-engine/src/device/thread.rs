@@ -14,6 +14,7 @@ use crate::device::completion::Completions;
 use crate::device::limits::{self, DeviceLimits};
 use crate::device::memory::{Memory, memory_of};
 use crate::error::{DeviceError, LoadError};
+use crate::models::EncoderInput;
 use crate::runner::ModelRunner;
 
 /// Commands that may wait for the device. A full queue makes the sender wait: an engine never has more than two steps under way.
@@ -101,7 +102,7 @@ impl DeviceHandle {
     }
 
     /// Runs an encoder.
-    pub async fn encode(&self, key: ModelKey, inputs: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, DeviceError> {
+    pub async fn encode(&self, key: ModelKey, inputs: Vec<EncoderInput>) -> Result<Vec<Vec<f32>>, DeviceError> {
         self.ask(|reply| Command::Encode(key, inputs, reply)).await.ok_or(DeviceError::Gone)?
     }
 

@@ -1,11 +1,12 @@
-//! BERT as sentence-transformers uses it: a bidirectional encoder whose rows are pooled into one vector per text.
+//! BERT as sentence-transformers uses it: a bidirectional encoder whose rows are pooled into one vector per text, or whose head tells how
+//! well the second of two texts answers the first.
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::Encoder;
 use super::config::fields::Fields;
 use super::config::{ModelConfig, Network};
-use super::pooling::Pooling;
+use super::pooling::{Pooling, PoolingMode};
 use super::registry::Source;
 use crate::error::LoadError;
 use crate::layers::embedding::Embedding;
@@ -38,6 +39,8 @@ pub struct Config {
     pub layer_norm_eps: f32,
     /// How rows become a vector.
     pub pooling: Pooling,
+    /// Has a head of one output, for pairs of texts.
+    pub ranks: bool,
 }
 
 /// The two forms of GELU.
@@ -49,8 +52,22 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// Reads the `config.json` of a cross-encoder.
+pub fn ranking_config(source: &Source) -> Loaded<ModelConfig> {
+    let labels = source.fields.optional_section("id2label")?.unwrap_or_default();
+    if !labels.contains("0") || labels.contains("1") {
+        let what = "must name one label: only models that tell how well one text answers another can be served, no other classifiers";
+        return Err(source.fields.error("id2label", what));
+    }
+    read(source, true)
+}
+
 /// Reads a BERT `config.json` and the sentence-transformers files beside it.
 pub fn config(source: &Source) -> Loaded<ModelConfig> {
+    read(source, false)
+}
+
+fn read(source: &Source, ranks: bool) -> Loaded<ModelConfig> {
     let fields = &source.fields;
     let config = Config {
         vocab_size: fields.size("vocab_size")?,
@@ -63,7 +80,11 @@ pub fn config(source: &Source) -> Loaded<ModelConfig> {
         activation: activation(fields)?,
         layer_norm_eps: fields.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32,
         pooling: Pooling::read(source.folder)?,
+        ranks,
     };
+    if ranks && config.token_types < 2 {
+        return Err(fields.error("type_vocab_size", "must be at least 2: this model reads pairs of texts"));
+    }
     if !config.hidden_size.is_multiple_of(config.heads) {
         let what = format!("must be a multiple of num_attention_heads ({}), but is {}", config.heads, config.hidden_size);
         return Err(fields.error("hidden_size", what));
@@ -94,26 +115,25 @@ fn activation(fields: &Fields) -> Loaded<Activation> {
 
 #[derive(Debug)]
 struct Embeddings {
-    word: Embedding,     // [V, H]
-    position: Embedding, // [positions, H]
-    token_type: Tensor,  // [H]: all tokens are of the first type
+    word: Embedding,       // [V, H]
+    position: Embedding,   // [positions, H]
+    token_type: Embedding, // [types, H]
     norm: LayerNorm,
 }
 
 impl Embeddings {
     fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
-        let types = weights.pp("token_type_embeddings").get(&[config.token_types, config.hidden_size], "weight")?;
         Ok(Self {
             word: Embedding::load(&weights.pp("word_embeddings"), config.vocab_size, config.hidden_size)?,
             position: Embedding::load(&weights.pp("position_embeddings"), config.positions, config.hidden_size)?,
-            token_type: types.get(0)?.to_dtype(weights.activations())?,
+            token_type: Embedding::load(&weights.pp("token_type_embeddings"), config.token_types, config.hidden_size)?,
             norm: LayerNorm::load(&weights.pp("LayerNorm"), config.hidden_size, config.layer_norm_eps)?,
         })
     }
 
-    /// `[T]` ids and `[T]` positions to `[T, H]`.
-    fn forward(&self, ids: &Tensor, positions: &Tensor) -> Result<Tensor> {
-        let typed = self.word.forward(ids)?.broadcast_add(&self.token_type)?;
+    /// `[T]` ids, `[T]` types and `[T]` positions to `[T, H]`.
+    fn forward(&self, ids: &Tensor, types: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let typed = (self.word.forward(ids)? + self.token_type.forward(types)?)?;
         self.norm.forward(&(typed + self.position.forward(positions)?)?)
     }
 }
@@ -203,11 +223,35 @@ impl EncoderLayer {
     }
 }
 
-/// The encoder with its pooling; whole on every rank, as these models are small.
+/// Tells how well the second text answers the first, from the first row.
+#[derive(Debug)]
+struct Head {
+    pooler: Linear,     // [H, H]
+    classifier: Linear, // [1, H]
+}
+
+impl Head {
+    fn load(config: &Config, encoder: &Weights, weights: &Weights) -> Loaded<Self> {
+        let hidden = config.hidden_size;
+        Ok(Self {
+            pooler: Linear::load(&encoder.pp("pooler.dense"), hidden, hidden, true)?,
+            classifier: Linear::load(&weights.pp("classifier"), 1, hidden, true)?,
+        })
+    }
+
+    /// `[T, H]` to `[S, 1]`.
+    fn forward(&self, x: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+        let first = Pooling { mode: PoolingMode::Cls, normalise: false }.forward(x, segment_lens)?;
+        self.classifier.forward(&self.pooler.forward(&first)?.tanh()?)
+    }
+}
+
+/// The encoder with its pooling or its head; whole on every rank, as these models are small.
 #[derive(Debug)]
 pub struct Model {
     embeddings: Embeddings,
     layers: Vec<EncoderLayer>,
+    head: Option<Head>,
     config: Config,
     device: Device,
 }
@@ -215,31 +259,35 @@ pub struct Model {
 impl Model {
     /// The tensors lie at the top, or under `bert` where the checkpoint was saved with a head.
     pub fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
-        let weights = if weights.contains("bert.embeddings.word_embeddings.weight") { weights.pp("bert") } else { weights.clone() };
-        let layers = weights.pp("encoder.layer");
+        let encoder = if weights.contains("bert.embeddings.word_embeddings.weight") { weights.pp("bert") } else { weights.clone() };
+        let layers = encoder.pp("encoder.layer");
         Ok(Self {
-            embeddings: Embeddings::load(config, &weights.pp("embeddings"))?,
+            embeddings: Embeddings::load(config, &encoder.pp("embeddings"))?,
             layers: (0..config.layers).map(|i| EncoderLayer::load(config, &layers.pp(i))).collect::<Loaded<_>>()?,
+            head: config.ranks.then(|| Head::load(config, &encoder, weights)).transpose()?,
             config: config.clone(),
             device: weights.device().clone(),
         })
     }
 
     /// The last layer's rows, `[T, H]`.
-    fn forward(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+    fn forward(&self, ids: &Tensor, types: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
         let positions: Vec<u32> = segment_lens.iter().flat_map(|len| 0..*len as u32).collect();
         let positions = Tensor::new(positions, &self.device)?;
-        let embedded = self.embeddings.forward(ids, &positions)?;
+        let embedded = self.embeddings.forward(ids, types, &positions)?;
         self.layers.iter().try_fold(embedded, |x, layer| layer.forward(&x, segment_lens))
     }
 }
 
 impl Encoder for Model {
-    fn encode(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
+    fn encode(&self, ids: &Tensor, types: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
         if let Some(len) = segment_lens.iter().find(|len| **len == 0 || **len > self.config.positions) {
             candle_core::bail!("a text of {len} tokens; this model takes 1 to {}", self.config.positions);
         }
-        let x = self.forward(ids, segment_lens)?.to_dtype(DType::F32)?;
-        self.config.pooling.forward(&x, segment_lens)
+        let x = self.forward(ids, types, segment_lens)?;
+        match &self.head {
+            Some(head) => head.forward(&x, segment_lens)?.to_dtype(DType::F32),
+            None => self.config.pooling.forward(&x.to_dtype(DType::F32)?, segment_lens),
+        }
     }
 }

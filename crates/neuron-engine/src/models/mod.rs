@@ -27,8 +27,30 @@ pub trait CausalLm {
 
 /// A model that turns texts into vectors.
 pub trait Encoder {
-    /// One vector per segment: `[S, hidden]`, f32, pooled and normalised as the checkpoint says. `ids` is `[T]` u32.
-    fn encode(&self, ids: &Tensor, segment_lens: &[usize]) -> Result<Tensor>;
+    /// One vector per segment: `[S, hidden]`, f32, pooled and normalised as the checkpoint says; or what its head makes of them, `[S, 1]`.
+    /// `ids` and `types` (0 in the first text of a segment, 1 in the second) are `[T]` u32.
+    fn encode(&self, ids: &Tensor, types: &Tensor, segment_lens: &[usize]) -> Result<Tensor>;
+}
+
+/// What an encoder reads at once: a text, or two of which the model knows where one ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncoderInput {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// How many of them are the first text's.
+    pub first: usize,
+}
+
+impl EncoderInput {
+    /// One text.
+    pub fn text(ids: Vec<u32>) -> Self {
+        Self { first: ids.len(), ids }
+    }
+
+    /// Which text each token belongs to.
+    pub fn types(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.ids.len()).map(|place| u32::from(place >= self.first))
+    }
 }
 
 /// The eyes of a model.

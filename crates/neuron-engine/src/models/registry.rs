@@ -15,13 +15,14 @@ use crate::weights::Weights;
 /// An architecture's name and how its configuration is read.
 type Architecture = (&'static str, fn(&Source) -> Result<ModelConfig, LoadError>);
 
-const ARCHITECTURES: [Architecture; 6] = [
+const ARCHITECTURES: [Architecture; 7] = [
     ("LlamaForCausalLM", llama::config),
     ("Qwen3ForCausalLM", qwen3::config),
     ("Qwen3MoeForCausalLM", qwen3_moe::config),
     ("Qwen3VLForConditionalGeneration", qwen3_vl::config),
     ("Qwen3VLMoeForConditionalGeneration", qwen3_vl::moe_config),
     ("BertModel", bert::config),
+    ("BertForSequenceClassification", bert::ranking_config),
 ];
 
 /// Where a configuration is read from.

@@ -66,6 +66,13 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Ids of two texts that the model reads as a pair, and how many of them are the first one's.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, usize), TokenizeError> {
+        let encoding = self.inner.encode_fast((first, second), true).map_err(|e| TokenizeError(e.to_string()))?;
+        let first = encoding.get_type_ids().iter().take_while(|kind| **kind == 0).count();
+        Ok((encoding.get_ids().to_vec(), first))
+    }
+
     /// Text of `ids`; unknown ids are skipped, bytes that are no UTF-8 are replaced by U+FFFD. `skip_special` leaves out
     /// end-of-turn and the like, but keeps `<think>` and `<tool_call>`, which are part of an answer.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {

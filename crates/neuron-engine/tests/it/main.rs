@@ -16,6 +16,7 @@ mod parity_equal;
 #[cfg(feature = "cuda")]
 mod parity_gpu;
 mod pipeline;
+mod rerank;
 mod sampler;
 mod sampler_device;
 mod scheduling;

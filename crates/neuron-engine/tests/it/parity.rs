@@ -242,7 +242,8 @@ pub(crate) fn compare_encoder(encoder: &dyn Encoder, device: &Device, tensors: &
     let lens: Vec<usize> = mask.sum(1).unwrap().to_vec1::<i64>().unwrap().into_iter().map(|len| len as usize).collect();
     let texts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(i, len)| u32s(&ids.get(i).unwrap())[..*len].to_vec()).collect();
     let encode = |ids: Vec<u32>, lens: &[usize]| {
-        let vectors = encoder.encode(&Tensor::new(ids, device).unwrap(), lens).unwrap();
+        let types = Tensor::zeros(ids.len(), DType::U32, device).unwrap();
+        let vectors = encoder.encode(&Tensor::new(ids, device).unwrap(), &types, lens).unwrap();
         vectors.to_device(&Device::Cpu).unwrap()
     };
     let batch = encode(texts.concat(), &lens);

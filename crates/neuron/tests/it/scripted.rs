@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use cortex_core::{
     Capability, Embeddings, EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelHealth, ModelId, ModelSpec,
-    Prompt, Usage,
+    Prompt, Relevances, Usage,
 };
 use futures::StreamExt;
 use neuron::backend::{Backend, Described, Served, ServedInfo};
@@ -133,6 +133,10 @@ impl Served for ScriptedModel {
             Ok(GenerateEvent::Finish { reason: FinishReason::Stop, stop: None, usage })
         });
         Ok(futures::stream::iter(first).chain(last).boxed())
+    }
+
+    async fn rerank(&self, _: String, documents: Vec<String>) -> Result<Relevances, HarnessError> {
+        Ok(Relevances { scores: vec![0.5; documents.len()], prompt_tokens: 1 })
     }
 
     async fn embed(&self, inputs: Vec<Prompt>) -> Result<Embeddings, HarnessError> {

@@ -3,6 +3,8 @@
 pub mod fields;
 pub mod rope;
 
+use cortex_core::Capability;
+
 use super::{bert, decoder};
 
 /// A model's configuration, ready to be built.
@@ -20,6 +22,18 @@ pub struct ModelConfig {
     pub network: Network,
     /// What a model that sees pictures has on top.
     pub vision: Option<VisionConfig>,
+}
+
+impl ModelConfig {
+    /// What the model can be asked for.
+    pub fn capabilities(&self) -> Vec<Capability> {
+        match (&self.network, &self.vision) {
+            (Network::Bert(config), _) if config.ranks => vec![Capability::Rerank],
+            (Network::Bert(_), _) => vec![Capability::Embeddings],
+            (Network::Decoder(_), None) => vec![Capability::Chat],
+            (Network::Decoder(_), Some(_)) => vec![Capability::Chat, Capability::Vision],
+        }
+    }
 }
 
 /// The kinds of network that are implemented.
