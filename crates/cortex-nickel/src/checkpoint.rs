@@ -8,17 +8,22 @@ use cortex_placement::{DeclaredModel, Footprint, FootprintOrigin};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::gguf::Head;
+
 /// The longest header that is believed.
 const HEADER_BYTES_MAX: u64 = 100 << 20;
 
 /// Beside weights and KV cache: activations, workspaces, the driver's share.
 const OVERHEAD_BYTES: u64 = 768 << 20;
 
+/// As much as `vram_mb` may say. What a header claims beyond fits nowhere either.
+const DEVICE_MB_MAX: u64 = 1 << 24;
+
 /// When the file does not say.
 const CONTEXT_DEFAULT: u64 = 8192;
 const PARALLEL_DEFAULT: u64 = 4;
 
-/// The part of `config.json` that sizes a KV cache.
+/// What sizes a KV cache, under the names of `config.json`.
 #[derive(Deserialize)]
 struct Config {
     num_hidden_layers: u64,
@@ -29,16 +34,52 @@ struct Config {
     max_position_embeddings: Option<u64>,
 }
 
-/// The footprint of `model`, where its checkpoint is at hand: a folder beside the file, or in the hub's cache.
-pub(crate) fn footprint(id: &str, model: &DeclaredModel, beside: &Path, hub: Option<&Path>) -> Option<Footprint> {
-    let folder = folder(model.source.as_deref().unwrap_or(id), model.revision.as_deref(), beside, hub)?;
-    let weights = weight_bytes(&folder, model)?;
+/// The footprint of `model`, where its checkpoint is at hand: a folder or a GGUF file, beside the file or in the hub's cache.
+///
+/// # Errors
+/// What is wrong with a GGUF file that is at hand.
+pub(crate) fn footprint(id: &str, model: &DeclaredModel, beside: &Path, hub: Option<&Path>) -> Result<Option<Footprint>, String> {
+    let (source, revision) = (model.source.as_deref().unwrap_or(id), model.revision.as_deref());
+    let sizes = match source.ends_with(".gguf") {
+        true => gguf_file(source, revision, beside, hub).map(|file| of_gguf(&file)).transpose()?,
+        false => folder(source, revision, beside, hub).and_then(|folder| of_folder(&folder, model)),
+    };
+    let Some((weights, config)) = sizes else { return Ok(None) };
+    let kv = config.map_or(0, |config| kv_bytes(&config, model));
+    let devices = model.tensor_parallel.unwrap_or(1).max(1) as u64;
+    let device_mb = weights.saturating_add(kv).div_ceil(devices).saturating_add(OVERHEAD_BYTES).div_ceil(1 << 20).min(DEVICE_MB_MAX);
+    Ok(Some(Footprint { devices: devices as usize, device_mb, origin: FootprintOrigin::Checkpoint }))
+}
+
+fn of_folder(folder: &Path, model: &DeclaredModel) -> Option<(u64, Option<Config>)> {
     let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
     let text = config.get("text_config").cloned().unwrap_or(config);
-    let kv = serde_json::from_value(text).ok().map_or(0, |config| kv_bytes(&config, model));
-    let devices = model.tensor_parallel.unwrap_or(1).max(1) as u64;
-    let device_mb = ((weights + kv).div_ceil(devices) + OVERHEAD_BYTES).div_ceil(1 << 20);
-    Some(Footprint { devices: devices as usize, device_mb, origin: FootprintOrigin::Checkpoint })
+    Some((weight_bytes(folder, model)?, serde_json::from_value(text).ok()))
+}
+
+fn of_gguf(file: &Path) -> Result<(u64, Option<Config>), String> {
+    let head = Head::read(file).map_err(|flaw| format!("{} {flaw}", file.display()))?;
+    let config = || {
+        Some(Config {
+            num_hidden_layers: head.number("block_count")?,
+            num_attention_heads: head.number("attention.head_count")?,
+            num_key_value_heads: head.number("attention.head_count_kv"),
+            hidden_size: head.number("embedding_length")?,
+            head_dim: head.number("attention.key_length"),
+            max_position_embeddings: head.number("context_length"),
+        })
+    };
+    Ok((head.bytes, config()))
+}
+
+/// `folder/file.gguf`, or `owner/repository/file.gguf` of the hub.
+fn gguf_file(source: &str, revision: Option<&str>, beside: &Path, hub: Option<&Path>) -> Option<PathBuf> {
+    let local = beside.join(source);
+    if local.is_file() {
+        return Some(local);
+    }
+    let second = source.match_indices('/').nth(1)?.0;
+    Some(snapshot(&source[..second], revision, hub?).join(&source[second + 1..])).filter(|file| file.is_file())
 }
 
 fn folder(source: &str, revision: Option<&str>, beside: &Path, hub: Option<&Path>) -> Option<PathBuf> {
@@ -46,10 +87,14 @@ fn folder(source: &str, revision: Option<&str>, beside: &Path, hub: Option<&Path
     if local.join("config.json").is_file() {
         return Some(local);
     }
-    let repository = hub?.join(format!("models--{}", source.replace('/', "--")));
+    Some(snapshot(source, revision, hub?)).filter(|snapshot| snapshot.join("config.json").is_file())
+}
+
+fn snapshot(id: &str, revision: Option<&str>, hub: &Path) -> PathBuf {
+    let repository = hub.join(format!("models--{}", id.replace('/', "--")));
     let revision = revision.unwrap_or("main");
     let commit = std::fs::read_to_string(repository.join("refs").join(revision)).unwrap_or_else(|_| revision.to_owned());
-    Some(repository.join("snapshots").join(commit.trim())).filter(|snapshot| snapshot.join("config.json").is_file())
+    repository.join("snapshots").join(commit.trim())
 }
 
 /// Every tensor of every file, as it will be held.
@@ -113,7 +158,7 @@ fn kv_bytes(config: &Config, model: &DeclaredModel) -> u64 {
         model.context.map_or(config.max_position_embeddings.unwrap_or(CONTEXT_DEFAULT).min(CONTEXT_DEFAULT), |context| context as u64);
     let parallel = model.parallel.map_or(PARALLEL_DEFAULT, |parallel| parallel as u64);
     let bytes = if model.dtype.as_deref() == Some("f32") { 4 } else { 2 };
-    2 * config.num_hidden_layers * heads * head * bytes * context * parallel
+    [config.num_hidden_layers, heads, head, bytes, context, parallel].into_iter().fold(2, u64::saturating_mul)
 }
 
 #[cfg(test)]
@@ -143,12 +188,45 @@ mod tests {
     #[test]
     fn weights_and_cache_are_added_up() {
         let folder = checkpoint();
-        let of = |fields| footprint("m", &model(&fields), folder.path(), None).map(|footprint| (footprint.devices, footprint.device_mb));
+        let of = |fields| {
+            let footprint = footprint("m", &model(&fields), folder.path(), None).unwrap();
+            footprint.map(|footprint| (footprint.devices, footprint.device_mb))
+        };
         // 2 MiB and 2 KiB of weights; 2 x 2 layers x 2 heads x 128 x 2 bytes x 4096 x 4 = 32 MiB of cache; 768 MiB besides.
         assert_eq!(of(serde_json::json!({})), Some((1, 803)));
         assert_eq!(of(serde_json::json!({ "context": 1024, "parallel": 1 })), Some((1, 773)));
         assert_eq!(of(serde_json::json!({ "dtype": "f32", "tensor_parallel": 2 })), Some((2, 803)));
         assert_eq!(of(serde_json::json!({ "source": "elsewhere" })), None);
+    }
+
+    #[test]
+    fn a_gguf_file_is_found_beside_and_in_the_hub() {
+        let folder = tempfile::tempdir().unwrap();
+        let numbers = [
+            ("qwen3.block_count", 2),
+            ("qwen3.attention.head_count", 8),
+            ("qwen3.attention.head_count_kv", 2),
+            ("qwen3.embedding_length", 1024),
+            ("qwen3.context_length", 4096),
+        ];
+        let file = crate::gguf::tests::file(&numbers, 2 << 20);
+        let hub = folder.path().join("hub");
+        let snapshot = hub.join("models--Org--Repo/snapshots/c0ffee");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(hub.join("models--Org--Repo/refs")).unwrap();
+        std::fs::write(hub.join("models--Org--Repo/refs/main"), "c0ffee\n").unwrap();
+        std::fs::write(snapshot.join("m-q4.gguf"), &file).unwrap();
+        std::fs::write(folder.path().join("local.gguf"), &file).unwrap();
+        let of = |source: &str| {
+            let model = model(&serde_json::json!({ "source": source, "quant": "q4k" }));
+            footprint("m", &model, folder.path(), Some(&hub)).map(|footprint| footprint.map(|footprint| footprint.device_mb))
+        };
+        // 2 MiB and the head; 32 MiB of cache; 768 MiB besides.
+        assert_eq!([of("local.gguf"), of("Org/Repo/m-q4.gguf"), of("Org/Repo/other.gguf")], [Ok(Some(803)), Ok(Some(803)), Ok(None)]);
+        let huge = ["block_count", "attention.head_count", "embedding_length"].map(|name| (format!("qwen3.{name}"), u32::MAX));
+        let huge: Vec<(&str, u32)> = huge.iter().map(|(name, number)| (name.as_str(), *number)).collect();
+        std::fs::write(folder.path().join("huge.gguf"), crate::gguf::tests::file(&huge, 0)).unwrap();
+        assert_eq!(of("huge.gguf"), Ok(Some(DEVICE_MB_MAX)), "what overflows fits nowhere");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cortex_core::{FleetReport, NodeId};
-use cortex_placement::{Declared, Placement, Problem, Simulation, check, gib, simulate};
+use cortex_placement::{Declared, Outcome, Placement, Problem, Simulation, check, gib, simulate};
 
 use crate::diagnostic::{Diagnostic, Form, Span, render};
 use crate::nickel::{CONTRACTS, Evaluated, Request};
@@ -65,6 +65,9 @@ enum Command {
         /// Let nodes go away and loads fail
         #[arg(long)]
         faults: bool,
+        /// Write a JSON list with one record a seed
+        #[arg(long)]
+        json: bool,
     },
     /// Write the contracts, for the Nickel language server: cortex placement contract > cortex.ncl
     Contract,
@@ -117,7 +120,10 @@ pub fn main() -> ExitCode {
     let (form, outcome) = match Cli::parse().command {
         Command::Evaluate { file, hosts } => return child::main(file, hosts),
         Command::Contract => (Form::Plain, Ok(CONTRACTS.to_owned())),
-        Command::Simulate { nodes, seed, seeds, faults } => (Form::Plain, simulated(nodes, seed..seed.saturating_add(seeds), faults)),
+        Command::Simulate { nodes, seed, seeds, faults, json } => (
+            Form::Plain,
+            simulated(nodes, seed..seed.saturating_add(seeds), faults).map(|runs| if json { listed(&runs) } else { table(&runs) }),
+        ),
         Command::Check(file) => (file.format.into(), prove(&file).map(|placement| summary(&file.file, &placement))),
         Command::Render { file, host } => (file.format.into(), prove(&file).and_then(|placement| rendered(&placement, host.as_ref()))),
         Command::Explain { model, file } => (file.format.into(), prove(&file).and_then(|placement| explained(&placement, &model))),
@@ -139,7 +145,9 @@ fn prove(args: &FileArgs) -> Result<Placement, Vec<Diagnostic>> {
     }
     let program = std::env::current_exe().map_err(|error| vec![Diagnostic::new(format!("cannot find this program: {error}"))])?;
     let Evaluated { value, marks } = child::run(&program, &Request { file: &args.file, hosts: args.hosts.as_deref() })?;
-    let told = |problems: Vec<Problem>| in_order(problems.into_iter().map(|problem| pointed(problem, Marks::span, &marks)).collect());
+    let told = |problems: Vec<Problem>| -> Vec<Diagnostic> {
+        in_order(problems.into_iter().map(|problem| pointed(problem, Marks::span, &marks)).collect())
+    };
     let strays = fields::unknown(&value);
     if !strays.is_empty() {
         return Err(in_order(strays.into_iter().map(|stray| pointed(stray, Marks::name, &marks)).collect()));
@@ -153,8 +161,19 @@ fn prove(args: &FileArgs) -> Result<Placement, Vec<Diagnostic>> {
     let beside = args.file.parent().unwrap_or(Path::new("."));
     let hub = config::hub_cache();
     let unknown = declared.models.iter().filter(|(_, model)| model.vram_mb.is_none());
-    let footprints: BTreeMap<_, _> =
-        unknown.filter_map(|(id, model)| Some((id.clone(), checkpoint::footprint(id.as_str(), model, beside, hub.as_deref())?))).collect();
+    let (mut footprints, mut broken) = (BTreeMap::new(), Vec::new());
+    for (id, model) in unknown {
+        match checkpoint::footprint(id.as_str(), model, beside, hub.as_deref()) {
+            Ok(footprint) => footprints.extend(footprint.map(|footprint| (id.clone(), footprint))),
+            Err(why) => {
+                let told = Problem::at(&["models", id.as_str(), "source"], format!("the memory of `{id}` cannot be computed: {why}"));
+                broken.push(told.note("say vram_mb, or name a GGUF file that is whole"));
+            }
+        }
+    }
+    if !broken.is_empty() {
+        return Err(told(broken));
+    }
     let placement = check(&declared, &footprints, args.survive == 1).map_err(told)?;
     placement.verify().map_err(|flaw| {
         vec![Diagnostic::new(format!("the proof does not hold: {flaw}")).note("this is a mistake in cortex; please report it")]
@@ -204,12 +223,19 @@ fn summary(file: &Path, placement: &Placement) -> String {
     out
 }
 
+/// Each seed with how its run went.
+fn simulated(nodes: usize, seeds: std::ops::Range<u64>, faults: bool) -> Result<Vec<(u64, Outcome)>, Vec<Diagnostic>> {
+    let run = |seed| match simulate(&Simulation { nodes, seed, faults }) {
+        Ok(outcome) => Ok((seed, outcome)),
+        Err(broken) => Err(vec![Diagnostic::new(format!("seed {seed}: {broken}"))]),
+    };
+    seeds.map(run).collect()
+}
+
 /// One line a seed.
-fn simulated(nodes: usize, seeds: std::ops::Range<u64>, faults: bool) -> Result<String, Vec<Diagnostic>> {
+fn table(runs: &[(u64, Outcome)]) -> String {
     let mut out = String::from("SEED  LOADS  FAILED  UNLOADS  REBUILT  LOST  SERVED  WAIT MAX  REST STEPS  DECISION MIDDLE     MAX\n");
-    for seed in seeds {
-        let run =
-            simulate(&Simulation { nodes, seed, faults }).map_err(|broken| vec![Diagnostic::new(format!("seed {seed}: {broken}"))])?;
+    for (seed, run) in runs {
         out.push_str(&format!(
             "{seed:>4}  {:>5}  {:>6}  {:>7}  {:>7}  {:>4}  {:>6}  {:>6.1} s  {:>10}  {:>12} us  {:>6} us\n",
             run.loads,
@@ -224,7 +250,27 @@ fn simulated(nodes: usize, seeds: std::ops::Range<u64>, faults: bool) -> Result<
             run.decision_max.as_micros(),
         ));
     }
-    Ok(out)
+    out
+}
+
+/// The same for programs.
+fn listed(runs: &[(u64, Outcome)]) -> String {
+    let record = |(seed, run): &(u64, Outcome)| {
+        serde_json::json!({
+            "seed": seed,
+            "loads": run.loads,
+            "loads_failed": run.loads_failed,
+            "unloads": run.unloads,
+            "defrags": run.defrags,
+            "losses": run.losses,
+            "served": run.served,
+            "waited_ms_max": run.waited_ms_max,
+            "rest_steps": run.rest_steps,
+            "decision_middle_us": run.decision_middle.as_micros() as u64,
+            "decision_max_us": run.decision_max.as_micros() as u64,
+        })
+    };
+    serde_json::Value::from(runs.iter().map(record).collect::<Vec<_>>()).to_string() + "\n"
 }
 
 fn many(count: usize, one: &str) -> String {
@@ -259,5 +305,5 @@ fn planned(placement: &Placement, fleet: &Path) -> Result<String, Vec<Diagnostic
     read.map_err(|error| vec![Diagnostic::new(format!("cannot read {}: {error}", fleet.display()))])?;
     let report: FleetReport = serde_json::from_str(&text)
         .map_err(|error| vec![Diagnostic::new(format!("{} is no answer of GET /admin/fleet: {error}", fleet.display()))])?;
-    Ok(plan::words(placement, &plan::plan(placement, &report)))
+    Ok(plan::words(placement, &plan::plan(placement, &report)) + &plan::memory(placement, &report))
 }

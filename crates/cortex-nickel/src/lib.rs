@@ -8,6 +8,7 @@ mod config;
 mod diagnostic;
 mod duplicate;
 mod fields;
+mod gguf;
 mod nickel;
 mod plan;
 mod source;

@@ -30,6 +30,26 @@ pub(crate) fn words(placement: &Placement, actions: &[Action]) -> String {
     out
 }
 
+/// What each loaded model was measured to take beside what is counted for it; nothing where nodes do not tell.
+pub(crate) fn memory(placement: &Placement, fleet: &FleetReport) -> String {
+    let mut out = String::new();
+    for node in &fleet.nodes {
+        for model in node.models.iter().filter(|model| model.is_loaded() && model.memory_used_bytes > 0) {
+            let Some(profile) = placement.models.get(&model.id) else { continue };
+            let measured_mb = model.memory_used_bytes.div_ceil(model.devices.len().max(1) as u64).div_ceil(1 << 20);
+            let counted = match profile.footprint {
+                None => "nothing is counted for it: say vram_mb".to_owned(),
+                Some(footprint) if footprint.device_mb < measured_mb => {
+                    format!("{} counted: vram_mb should be {} or more", gib(footprint.device_mb), measured_mb * footprint.devices as u64)
+                }
+                Some(footprint) => format!("{} counted", gib(footprint.device_mb)),
+            };
+            let _ = writeln!(out, "  {} on {}: {} measured on a device, {counted}", model.id, node.name, gib(measured_mb));
+        }
+    }
+    if out.is_empty() { out } else { format!("memory\n{out}") }
+}
+
 /// Where `model` goes and why; `None` when there is none of that name.
 pub(crate) fn explain(placement: &Placement, name: &str) -> Option<String> {
     let id: ModelId = placement.routing.aliases.get(name).cloned().unwrap_or_else(|| name.into());

@@ -79,8 +79,11 @@ fn a_plan_is_the_difference_to_the_running_fleet() {
     let file = folder.path().join("fleet.json");
     std::fs::write(&file, serde_json::to_string(&fleet).unwrap()).unwrap();
     let shown = told(&root(), &["plan", "--fleet", file.to_str().unwrap()]);
-    let steps: Vec<&str> = shown.lines().skip(1).filter_map(|line| line.trim().split("   ").next()).collect();
+    let steps: Vec<&str> =
+        shown.lines().skip(1).take_while(|line| *line != "memory").filter_map(|line| line.trim().split("   ").next()).collect();
     assert_eq!(steps, ["unload stray from beast:0", "load qwen3-vl-8b on beast:0", "load qwen3-4b on benjy:0"], "{shown}");
+    let memory = "memory\n  bge-small on benjy: 1.0 GiB measured on a device, ";
+    assert!(shown.contains(memory) && !shown.contains("stray on beast: "), "{shown}");
 }
 
 fn report(nodes: &[(&str, usize, u64, Vec<ModelReport>)]) -> FleetReport {
@@ -158,6 +161,56 @@ fn large(models: usize, hosts: usize) -> String {
     }
     text.push_str("  },\n}\n");
     text
+}
+
+#[test]
+fn hosts_and_their_places_may_be_split_over_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let host = |name: &str, models: &str| {
+        let gpu = "{ name = \"L4\", vram_mb = 23034 }";
+        format!("{{\n  hosts.{name} = {{ endpoint = \"http://{name}:13131\", gpus = [{gpu}] }},\n  models = {{ {models} }},\n}}\n")
+    };
+    write(
+        "models.ncl",
+        "(import \"beast.ncl\") & (import \"benjy.ncl\") & { models.m = { vram_mb = 9000, residency = 'resident, replicas = 2 } }",
+    );
+    write("beast.ncl", &host("beast", "m.placement.beast = {}"));
+    write("benjy.ncl", &host("benjy", "m.placement.benjy = {}, n = { vram_mb = 9000, placement.benjy = {} }"));
+    let shown = told(folder.path(), &["check"]);
+    assert!(shown.contains("2 models on 2 hosts, 2 replicas held always"), "{shown}");
+    write("benjy.ncl", &host("benjy", "m = { placement.benjy = {}, vram_mb = 9001 }"));
+    let wrong = complaint(folder.path(), &["check"]);
+    assert!(wrong.contains("benjy.ncl:3:") || wrong.contains("models.ncl:1:"), "{wrong}");
+    write("benjy.ncl", &host("benjy", "m.placement.benji = {}"));
+    let wrong = complaint(folder.path(), &["check"]);
+    assert!(wrong.contains("benjy.ncl:3:") && wrong.contains("did you mean `benjy`?"), "{wrong}");
+}
+
+#[test]
+fn a_gguf_file_that_cannot_be_is_told_at_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = "{\n  hosts.a = { endpoint = \"http://a:1\", memory_mb = 9000 },\n  models.m = { source = \"m.gguf\" },\n}\n";
+    std::fs::write(folder.path().join("models.ncl"), models).unwrap();
+    let header = |fields: u64| [&b"GGUF\x03\0\0\0"[..], &[0; 8], &fields.to_le_bytes()].concat();
+    for (bytes, why) in [
+        (b"not a model".to_vec(), "does not begin as a GGUF file does"),
+        (header(u64::MAX), "claims 18446744073709551615 fields in its header"),
+        (header(7), "ends within its header"),
+    ] {
+        std::fs::write(folder.path().join("m.gguf"), bytes).unwrap();
+        let wrong = complaint(folder.path(), &["check"]);
+        assert!(wrong.contains(why) && wrong.contains("models.ncl:3:") && wrong.contains("say vram_mb"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_simulation_is_told_to_people_and_to_programs() {
+    let asked = ["simulate", "--nodes", "20", "--seed", "3", "--seeds", "2", "--faults"];
+    assert_eq!(told(&root(), &asked).lines().count(), 3);
+    let runs: serde_json::Value = serde_json::from_str(&told(&root(), &[&asked[..], &["--json"]].concat())).unwrap();
+    assert_eq!((runs[0]["seed"].as_u64(), runs[1]["seed"].as_u64()), (Some(3), Some(4)));
+    assert!(runs[0]["rest_steps"].as_u64().unwrap() > 0, "{runs}");
 }
 
 /// A file that is not there is named.
