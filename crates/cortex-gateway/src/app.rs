@@ -6,8 +6,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use cortex_core::config::GatewayConfig;
-use cortex_core::{FleetReport, GatewayReport};
-use cortex_placement::Action;
+use cortex_core::openai::ApiError;
+use cortex_core::{FleetReport, GatewayReport, ModelId};
+use cortex_placement::{Action, nearest};
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{Fleet, FleetCell};
@@ -20,6 +21,7 @@ use crate::proxy::Proxy;
 use crate::queue::Queues;
 use crate::reconciler::{Clock, Reconciler};
 use crate::retry_budget::RetryBudget;
+use crate::routing::RouteError;
 use crate::setup::Setup;
 
 /// The gateway's parts, wired.
@@ -109,6 +111,22 @@ impl App {
         self.keys.store(Arc::new(self.keys.load().replaced_by(&config.keys)));
         self.live.store(Arc::new(setup));
         self.lifecycle.wake();
+    }
+
+    /// For the client. Where models come from a placement, the error for a model that is not in it says so.
+    pub(crate) fn explained(&self, error: RouteError) -> ApiError {
+        match error {
+            RouteError::UnknownModel(model) if self.live.load().placement.is_some() => {
+                let known = self.fleet.load();
+                let near = nearest(&model, known.models().map(ModelId::as_str)).map(|near| format!(" Did you mean `{near}`?"));
+                let message = format!(
+                    "The model `{model}` is not in the placement.{} GET /v1/models lists what is; to serve it, add it to models.ncl and reload.",
+                    near.unwrap_or_default()
+                );
+                ApiError::new(404, "invalid_request_error", Some("model_not_found"), message).with_param("model")
+            }
+            error => error.into(),
+        }
     }
 
     /// Replicas that are equally good take turns.

@@ -175,7 +175,7 @@ impl<'a> Attempts<'a> {
                     self.app.lifecycle.ensure_loaded(&self.call.model).await.map_err(boxed)?;
                 }
                 Err(RouteError::Exhausted(_)) if self.may_replay() => {}
-                Err(error) => return Err(self.refusal(error.into())),
+                Err(error) => return Err(self.refusal(self.app.explained(error))),
             }
         }
         let model = self.call.model.to_string();

@@ -128,3 +128,33 @@ fn each_error_has_its_status_and_tells_when_to_come_back() {
         assert_eq!((api.status, api.retry_after_s), (status, retry_after_s), "{error}");
     }
 }
+
+/// The time is printed, not judged: it depends on the machine. `some` has ten replicas, `all` one on every node.
+#[test]
+fn a_decision_among_a_thousand_nodes() {
+    const NODES: usize = 1000;
+    const DECISIONS: usize = 2000;
+    let names: Vec<String> = (0..NODES).map(|at| format!("node-{at:04}")).collect();
+    let mut fleet = fleet_of(&names.iter().map(String::as_str).collect::<Vec<_>>(), Placement::default());
+    for (at, name) in names.iter().enumerate() {
+        let models: &[_] = if at % 100 == 0 { &[("some", LOADED), ("all", LOADED)] } else { &[("all", LOADED)] };
+        fleet = fleet.observed(&name.as_str().into(), &observation(models));
+    }
+    for (model, replicas) in [("some", 10), ("all", NODES)] {
+        let mut seen = std::collections::BTreeSet::new();
+        let mut times: Vec<_> = (0..DECISIONS)
+            .map(|turn| {
+                let request = RouteRequest { model, tried: &[], affinity: None, turn };
+                let started = Instant::now();
+                let route = route(&fleet, &request);
+                let time = started.elapsed();
+                let Ok(Route::Serve(target)) = route else { panic!("{model} is served") };
+                seen.insert(target.node.id.clone());
+                time
+            })
+            .collect();
+        assert_eq!(seen.len(), replicas, "each replica has its turn");
+        times.sort_unstable();
+        println!("routing {replicas} replicas among {NODES} nodes: middle {:?}, longest {:?}", times[DECISIONS / 2], times[DECISIONS - 1]);
+    }
+}

@@ -77,7 +77,9 @@ async fn a_reload_does_what_the_plan_shows_and_a_running_stream_does_not_notice(
     let counts = rig.mock(0).counts();
     assert_eq!((counts.loads, counts.unloads, counts.cancelled), (1, 1, 0));
     assert_eq!(rig.client().chat(&chat("best", "hi")).await.status, 200);
-    assert_eq!(rig.client().chat(&chat("default", "hi")).await.status, 404, "the alias is gone");
+    let gone = rig.client().chat(&chat("default", "hi")).await;
+    assert_eq!(gone.status, 404, "the alias is gone");
+    assert!(gone.text().contains("`default` is not in the placement") && gone.text().contains("models.ncl"), "{}", gone.text());
 }
 
 #[tokio::test]
