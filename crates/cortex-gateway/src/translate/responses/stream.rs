@@ -259,13 +259,20 @@ impl Fold {
         events
     }
 
-    /// Says that the answer broke off. Nothing follows, whatever is open; an answer that has ended stays as it is.
+    /// Says that the answer broke off. The open item ends incomplete, without the `done` of its parts: no client should take half a text
+    /// or half a call for a whole one. An answer that has ended stays as it is.
     fn fails(&mut self, code: &str, message: &str) -> Vec<Value> {
         let mut events = Vec::new();
         if self.ended {
             return events;
         }
         self.start(&mut events);
+        if let Some(item) = self.items.last_mut().filter(|_| !self.closed) {
+            item.status = Status::Incomplete("").word();
+            let shown = item.json();
+            self.closed = true;
+            self.say_of_item("response.output_item.done", json!({ "item": shown }), &mut events);
+        }
         self.ended = true;
         let response = self.head.response(Status::Failed, &self.items, self.usage, Some((code, message)));
         self.say("response.failed", json!({ "response": response }), &mut events);
