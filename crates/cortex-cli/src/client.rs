@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cortex_core::openai::error::ErrorBody;
 use cortex_core::sse::{SseEvent, SseParser};
+use cortex_net::{Dialer, Trust};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -30,27 +32,27 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 pub(crate) struct Gateway {
     url: String,
     key: Option<String>,
-    http: Client<HttpConnector, Full<Bytes>>,
+    http: Client<Dialer, Full<Bytes>>,
 }
 
 impl Gateway {
-    /// A client of the gateway at `url`; nothing is sent yet.
-    pub(crate) fn new(url: &str, key: Option<String>) -> Result<Self> {
+    /// A client of the gateway at `url`, which must show what `trust` believes if it is `https`; nothing is sent yet.
+    pub(crate) fn new(url: &str, key: Option<String>, trust: Trust) -> Result<Self> {
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let url = url.trim_end_matches('/').to_owned();
-        let wrong =
-            |what: &str| CliError::new(format!("`{url}` is not the address of a gateway: {what}")).note("write it as http://HOST:PORT");
+        let wrong = |what: &str| {
+            CliError::new(format!("`{url}` is not the address of a gateway: {what}"))
+                .note("write it as http://HOST:PORT or https://HOST:PORT")
+        };
         let uri: Uri = url.parse().map_err(|error| wrong(&format!("{error}")))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(wrong("only http is spoken here"));
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(wrong("only http and https are spoken here"));
         }
         if uri.path() != "/" || uri.query().is_some() {
             return Err(wrong("it has a path"));
         }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(Duration::from_millis(CONNECT_MS_MAX)));
-        connector.set_nodelay(true);
-        Ok(Self { url, key, http: Client::builder(TokioExecutor::new()).build(connector) })
+        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(trust)), Duration::from_millis(CONNECT_MS_MAX));
+        Ok(Self { url, key, http: Client::builder(TokioExecutor::new()).build(dialer) })
     }
 
     /// The answer of `GET path`, typed and as it came.
@@ -184,11 +186,11 @@ mod tests {
 
     #[test]
     fn addresses_are_checked_before_anything_is_sent() {
-        for good in ["http://127.0.0.1:31313", "http://gateway.internal/", "beast:31313"] {
-            assert!(Gateway::new(good, None).is_ok(), "{good}");
+        for good in ["http://127.0.0.1:31313", "https://gateway", "http://gateway.internal/", "beast:31313"] {
+            assert!(Gateway::new(good, None, Trust::public()).is_ok(), "{good}");
         }
-        for bad in ["https://gateway", "http://gateway/v1", "http://", "not an address"] {
-            assert!(Gateway::new(bad, None).is_err(), "{bad}");
+        for bad in ["ftp://gateway", "http://gateway/v1", "http://", "not an address"] {
+            assert!(Gateway::new(bad, None, Trust::public()).is_err(), "{bad}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use cortex_core::config::{GatewayConfig, NeuronEntry};
 use cortex_core::{Discovery, Health, ModelReport};
+use cortex_net::{Trust, Validity};
 use serde::Deserialize;
 
 use crate::client::Gateway;
@@ -15,12 +16,21 @@ use crate::style::{Ink, Style};
 /// Clocks that differ by more make logs hard to read together.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(5);
 
+/// A certificate that counts no longer than this should be renewed.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
+
 /// One thing that was looked at.
 #[derive(Debug)]
 struct Finding {
     level: Level,
     about: String,
     says: String,
+}
+
+impl Finding {
+    fn of_tls(level: Level, says: String) -> Self {
+        Self { level, about: "TLS".into(), says }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +45,17 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Option<Status>> {
     let setup = setup(&args)?;
     let config = setup.config();
     let mut findings = about_config(config);
+    let trust = setup.trust().unwrap_or_else(|error| {
+        findings.push(Finding::of_tls(Level::Bad, error.to_string()));
+        Trust::public()
+    });
+    match setup.identity() {
+        Ok(None) => {}
+        Ok(Some(identity)) => findings.push(about_certificate(identity.validity(), SystemTime::now())),
+        Err(error) => findings.push(Finding::of_tls(Level::Bad, error.to_string())),
+    }
     for neuron in &config.neurons {
-        findings.extend(about_node(config, neuron).await);
+        findings.extend(about_node(config, neuron, trust.clone()).await);
     }
     output::text(&render(&findings, Style::of_stdout()))?;
     let worst = findings.iter().map(|finding| finding.level).max();
@@ -61,14 +80,38 @@ fn about_config(config: &GatewayConfig) -> Vec<Finding> {
     findings
 }
 
-async fn about_node(config: &GatewayConfig, neuron: &NeuronEntry) -> Vec<Finding> {
+/// How long the gateway's own certificate counts.
+fn about_certificate(validity: Option<Validity>, now: SystemTime) -> Finding {
+    let date = |at: SystemTime| httpdate::fmt_http_date(at);
+    let days = |span: Duration| span.as_secs() / 86_400;
+    match validity {
+        None => Finding::of_tls(Level::Doubtful, "the certificate cannot be read for its dates".into()),
+        Some(Validity { until, .. }) if until < now => {
+            Finding::of_tls(Level::Bad, format!("the certificate expired on {}: renew it; clients refuse it", date(until)))
+        }
+        Some(Validity { from, .. }) if from > now => {
+            Finding::of_tls(Level::Bad, format!("the certificate counts from {} on only: is our clock right?", date(from)))
+        }
+        Some(Validity { until, .. }) => {
+            let left = until.duration_since(now).unwrap_or_default();
+            let says = format!("the certificate counts until {}, {} days from now", date(until), days(left));
+            if left < EXPIRES_SOON {
+                Finding::of_tls(Level::Doubtful, format!("{says}: renew it"))
+            } else {
+                Finding::of_tls(Level::Good, says)
+            }
+        }
+    }
+}
+
+async fn about_node(config: &GatewayConfig, neuron: &NeuronEntry, trust: Trust) -> Vec<Finding> {
     #[derive(Deserialize)]
     struct Models {
         models: Vec<ModelReport>,
     }
     let find = |level, says: String| Finding { level, about: neuron.name.to_string(), says };
     let token = Some(config.gateway.node_token.clone()).filter(|token| !token.is_empty());
-    let node = match Gateway::new(neuron.endpoint.as_str(), token) {
+    let node = match Gateway::new(neuron.endpoint.as_str(), token, trust) {
         Ok(node) => node,
         Err(error) => return vec![find(Level::Bad, first_line(&error))],
     };
@@ -144,6 +187,20 @@ mod tests {
         ok   configuration  understood; listens on 0.0.0.0:1
         bad  configuration  names no node: add a [[neurons]] entry
         note configuration  no [[keys]]: whoever reaches it may use and administer it
+        ");
+    }
+
+    #[test]
+    fn a_certificate_is_graded_by_what_is_left_of_it() {
+        let day = |n: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(20_000 * 86_400 + n * 86_400);
+        let found = |from, until| about_certificate(Some(Validity { from: day(from), until: day(until) }), day(100));
+        let findings = [found(50, 99), found(101, 200), found(50, 110), found(50, 190), about_certificate(None, day(100))];
+        insta::assert_snapshot!(render(&findings, Style::PLAIN), @r"
+        bad  TLS  the certificate expired on Sat, 11 Jan 2025 00:00:00 GMT: renew it; clients refuse it
+        bad  TLS  the certificate counts from Mon, 13 Jan 2025 00:00:00 GMT on only: is our clock right?
+        note TLS  the certificate counts until Wed, 22 Jan 2025 00:00:00 GMT, 10 days from now: renew it
+        ok   TLS  the certificate counts until Sat, 12 Apr 2025 00:00:00 GMT, 90 days from now
+        note TLS  the certificate cannot be read for its dates
         ");
     }
 

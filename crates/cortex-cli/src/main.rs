@@ -27,6 +27,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use cortex_net::Trust;
 
 use crate::client::Gateway;
 use crate::error::{CliError, Result, Status};
@@ -53,7 +54,7 @@ enum Command {
     Status {
         #[command(flatten)]
         ask: AskArgs,
-        /// Show it anew each second, until Ctrl-C
+        /// Show it as it changes, until q
         #[arg(long, conflicts_with = "json")]
         watch: bool,
     },
@@ -97,11 +98,15 @@ struct GatewayArgs {
     /// The API key, where the gateway asks for one
     #[arg(long, value_name = "KEY", env = "CORTEX_API_KEY", hide_env_values = true)]
     key: Option<String>,
+    /// Whose certificate an https gateway must show: a PEM file of authorities, instead of the public ones
+    #[arg(long, value_name = "FILE", env = "CORTEX_CA")]
+    ca: Option<std::path::PathBuf>,
 }
 
 impl GatewayArgs {
     fn connect(&self) -> Result<Gateway> {
-        Gateway::new(&self.gateway, self.key.clone())
+        let trust = self.ca.as_deref().map_or_else(|| Ok(Trust::public()), Trust::of_file);
+        Gateway::new(&self.gateway, self.key.clone(), trust.map_err(|error| CliError::new(error.to_string()))?)
     }
 }
 

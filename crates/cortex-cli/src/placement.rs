@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use cortex_net::Trust;
 use serde_json::Value;
 
 use crate::GATEWAY_DEFAULT;
@@ -69,7 +70,9 @@ fn program() -> Result<PathBuf> {
 async fn fleet(url: Option<String>, key: Option<String>) -> Result<Value> {
     let url = url.or_else(|| std::env::var("CORTEX_GATEWAY").ok()).unwrap_or_else(|| GATEWAY_DEFAULT.to_owned());
     let key = key.or_else(|| std::env::var("CORTEX_API_KEY").ok());
-    let (_, raw) = Gateway::new(&url, key)?.get::<Value>("/admin/fleet").await?;
+    let trust = std::env::var_os("CORTEX_CA").map_or_else(|| Ok(Trust::public()), |file| Trust::of_file(Path::new(&file)));
+    let gateway = Gateway::new(&url, key, trust.map_err(|error| CliError::new(error.to_string()))?)?;
+    let (_, raw) = gateway.get::<Value>("/admin/fleet").await?;
     Ok(raw)
 }
 

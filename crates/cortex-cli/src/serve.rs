@@ -39,6 +39,7 @@ pub(crate) struct ServeArgs {
 pub(crate) async fn run(args: ServeArgs) -> Result<()> {
     let setup = setup(&args)?;
     if args.check {
+        setup.trust().and_then(|_| setup.identity()).map_err(|error| CliError::new(error.to_string()))?;
         return crate::output::text(&format!("{}\n", summary(setup.config())));
     }
     let _logging = log::start("info")?;
@@ -73,7 +74,11 @@ fn reload(args: &ServeArgs, gateway: &RunningGateway) {
         notify(now);
     }
     match setup(args) {
-        Ok(setup) => drop(gateway.reload(setup)),
+        Ok(setup) => {
+            if let Err(error) = gateway.reload(setup) {
+                gateway.reload_failed(&error);
+            }
+        }
         Err(error) => gateway.reload_failed(&error),
     }
     notify(NotifyState::Ready);
@@ -245,7 +250,7 @@ mod tests {
         let error = configuration(&args).unwrap_err().to_string().replace(&file.path().display().to_string(), "FILE");
         insta::assert_snapshot!(error, @r"
         error: FILE cannot be used
-          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`, `node_token`, `node_token_file`, `keys_file`, `placement_file`, `cors_origins`
+          = line 2, `listen_to`: unknown field `listen_to`, expected one of `listen`, `metrics_listen`, `keep_billing_header`, `tls`, `ca`, `node_token`, `node_token_file`, `keys_file`, `placement_file`, `cors_origins`
         ");
     }
 

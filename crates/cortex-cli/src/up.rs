@@ -73,7 +73,7 @@ async fn start(args: UpArgs) -> Result<(RunningGateway, RunningDaemon)> {
     for spec in specs {
         reports.push(load(&*daemon.harness, spec).await?);
     }
-    let entry = NeuronEntry { name: NODE.into(), endpoint: daemon.addr.into() };
+    let entry = NeuronEntry { name: NODE.into(), endpoint: daemon.addr.into(), ca: None };
     let config = GatewayConfig::of(vec![entry], Placement::default());
     let gateway = Gateway::start_on(config, Listeners { api, metrics }).await.map_err(anyhow::Error::from)?;
     let banner = Banner {

@@ -51,6 +51,12 @@ pub struct GatewaySection {
     /// Anthropic's clients begin their system prompt with a billing line that differs per conversation, so that no two
     /// conversations share a cached prefix. It is left out unless this is true.
     pub keep_billing_header: bool,
+    /// `[gateway.tls]`: clients connect with TLS. Absent: in the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSection>,
+    /// Whose certificates `https` nodes must show: a PEM file of authorities. Absent: any public authority's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
     /// What the gateway tells its nodes to prove itself. Empty: nothing.
     pub node_token: String,
     /// A file that holds the same, one that fewer may read than this one.
@@ -72,6 +78,8 @@ impl Default for GatewaySection {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31313)),
             metrics_listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 31314)),
             keep_billing_header: false,
+            tls: None,
+            ca: None,
             node_token: String::new(),
             node_token_file: None,
             keys_file: None,
@@ -79,6 +87,16 @@ impl Default for GatewaySection {
             cors_origins: Vec::new(),
         }
     }
+}
+
+/// `[gateway.tls]`: two PEM files. They are read again on SIGHUP, and within seconds when they are replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSection {
+    /// The certificate, then those of the authorities between it and the root.
+    pub certificate: PathBuf,
+    /// Its private key, without a passphrase.
+    pub key: PathBuf,
 }
 
 /// `[eviction]`: how models come and go.
@@ -269,21 +287,23 @@ pub struct NeuronEntry {
     pub name: NodeId,
     /// Where it listens.
     pub endpoint: Endpoint,
+    /// Whose certificate an `https` node must show, instead of `gateway.ca`.
+    pub ca: Option<PathBuf>,
 }
 
-/// `http://host:port`, checked and in lower case.
+/// `http://host:port` or `https://host:port`, checked and in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint(String);
 
 impl Endpoint {
-    /// Accepts `http://host:port`, with or without a slash at the end.
+    /// Accepts `http://host:port` and `https://host:port`, with or without a slash at the end.
     ///
     /// # Errors
     /// Says what is missing or too much.
     pub fn parse(text: &str) -> Result<Self, String> {
         let lower = text.trim().to_ascii_lowercase();
-        let Some(rest) = lower.strip_prefix("http://") else {
-            return Err(format!("`{text}` must begin with http:// (the gateway speaks plain HTTP to its nodes)"));
+        let Some((scheme @ ("http" | "https"), rest)) = lower.split_once("://") else {
+            return Err(format!("`{text}` must begin with http:// or https://"));
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#', '@', ' ']) {
@@ -291,20 +311,25 @@ impl Endpoint {
         }
         match authority.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => {
-                Ok(Self(format!("http://{authority}")))
+                Ok(Self(format!("{scheme}://{authority}")))
             }
             _ => Err(format!("`{text}` names no host and port; neuron listens on 13131 by default")),
         }
     }
 
-    /// `http://host:port`
+    /// `http://host:port` or `https://host:port`
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// `host:port`
     pub fn authority(&self) -> &str {
-        &self.0["http://".len()..]
+        self.0.split_once("://").map_or("", |(_, authority)| authority)
+    }
+
+    /// `http` or `https`
+    pub fn scheme(&self) -> &str {
+        self.0.split_once("://").map_or("", |(scheme, _)| scheme)
     }
 }
 

@@ -8,9 +8,11 @@ use arc_swap::ArcSwap;
 use cortex_core::config::GatewayConfig;
 use cortex_core::openai::ApiError;
 use cortex_core::{FleetReport, GatewayReport, ModelId};
+use cortex_net::{Dialer, Trust};
 use cortex_placement::{Action, nearest};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::fleet::{Fleet, FleetCell};
 use crate::keys::Keys;
 use crate::lifecycle::{Lifecycle, Tasks};
@@ -35,6 +37,8 @@ pub(crate) struct App {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) proxy: Proxy,
+    /// Whose certificates nodes must show.
+    pub(crate) trust: Arc<ArcSwap<Trust>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) keys: ArcSwap<Keys>,
@@ -50,27 +54,35 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Nothing runs yet.
-    pub(crate) fn new(setup: Setup) -> Result<Self, prometheus::Error> {
+    /// Over the network. Nothing runs yet.
+    pub(crate) fn new(setup: Setup, trust: Trust) -> Result<Self, prometheus::Error> {
+        let trust = Arc::new(ArcSwap::from_pointee(trust));
+        let dialer = Dialer::new(Arc::clone(&trust), setup.config.timeouts.connect_ms_max.duration());
+        Ok(Self { trust, ..Self::over(setup, dialer)? })
+    }
+
+    /// With nodes that `dialer` connects to.
+    pub(crate) fn over(setup: Setup, dialer: Dialer) -> Result<Self, prometheus::Error> {
         let config = setup.config.clone();
         let metrics = Arc::new(Metrics::new()?);
         let fleet = Arc::new(FleetCell::new(Fleet::new(&config.neurons, Arc::new(config.placement.clone()))));
-        let nodes = Arc::new(Nodes::new(&config, Arc::clone(&fleet), Arc::clone(&metrics)));
+        let nodes = Arc::new(Nodes::new(&config, dialer.clone(), Arc::clone(&fleet), Arc::clone(&metrics)));
         let lifecycle = Lifecycle::new(Arc::clone(&fleet), &config.limits, &config.timeouts);
         Ok(Self {
-            proxy: Proxy::new(&config.timeouts, &config.gateway.node_token),
+            proxy: Proxy::new(&config.timeouts, &config.gateway.node_token, dialer),
+            trust: Arc::default(),
             lifecycle: Arc::new(lifecycle),
             keys: ArcSwap::from_pointee(Keys::new(&config.keys)),
             live: Arc::new(ArcSwap::from_pointee(setup)),
             queues: Arc::new(Queues::new(config.limits.queue_len_max.get())),
-            retry_budget: RetryBudget::new(Instant::now()),
+            retry_budget: RetryBudget::new(clock::now()),
             plan: Arc::default(),
             config,
             fleet,
             nodes,
             metrics,
             stopping: CancellationToken::new(),
-            started: Instant::now(),
+            started: clock::now(),
             started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             turn: AtomicUsize::new(0),
         })
@@ -135,10 +147,10 @@ impl App {
     }
 
     pub(crate) fn report(&self) -> FleetReport {
-        let nodes = self.fleet.load().report(Instant::now());
+        let nodes = self.fleet.load().report(clock::now());
         let gateway = GatewayReport {
             version: env!("CARGO_PKG_VERSION").into(),
-            uptime_s: self.started.elapsed().as_secs_f64(),
+            uptime_s: (clock::now() - self.started).as_secs_f64(),
             requests_in_flight: nodes.iter().map(|node| node.requests_in_flight).sum(),
         };
         FleetReport { gateway, nodes }

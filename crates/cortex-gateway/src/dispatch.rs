@@ -214,7 +214,7 @@ impl<'a> Attempts<'a> {
         }
         if error.blames_node() && target.node.fails() >= self.app.config.limits.node_failures_max.get() {
             let reason = format!("its requests fail ({})", error.as_str());
-            fleet.update(|fleet| fleet.failing(node, &reason, std::time::Instant::now()));
+            fleet.update(|fleet| fleet.failing(node, &reason, crate::clock::now()));
             fleet.poll_soon(node);
         }
         // A whole answer sends no heartbeats: a long one may well have been on its way, and a second node would take as long.
@@ -223,7 +223,7 @@ impl<'a> Attempts<'a> {
         if hopeless || self.deadly >= DEADLY_MAX {
             return Err(Box::new(error.into_response(node.as_str())));
         }
-        if !error.is_free() && !self.app.retry_budget.withdraw(std::time::Instant::now()) {
+        if !error.is_free() && !self.app.retry_budget.withdraw(crate::clock::now()) {
             self.app.metrics.retries_refused.inc();
             self.settled = true;
         }

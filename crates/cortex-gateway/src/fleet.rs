@@ -464,7 +464,7 @@ impl FleetCell {
 
     /// Takes `id` out at once and has it probed.
     pub(crate) fn eject(&self, id: &NodeId, reason: &str) {
-        self.update(|fleet| fleet.ejected(id, reason, Instant::now()));
+        self.update(|fleet| fleet.ejected(id, reason, crate::clock::now()));
         self.poll_soon(id);
     }
 

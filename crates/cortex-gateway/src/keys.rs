@@ -13,6 +13,7 @@ use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use crate::clock;
 use crate::rate::Rate;
 
 /// All keys.
@@ -84,7 +85,7 @@ impl From<Denied> for ApiError {
 
 impl Keys {
     pub(crate) fn new(entries: &[KeyEntry]) -> Self {
-        let started = Instant::now();
+        let started = clock::now();
         let keys = entries.iter().map(|entry| (entry.sha256.0, Arc::new(Principal::new(entry, started)))).collect();
         Self { started, keys }
     }
@@ -196,7 +197,7 @@ impl Principal {
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        clock::now().saturating_duration_since(self.started)
     }
 }
 

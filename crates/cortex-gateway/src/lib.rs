@@ -6,11 +6,14 @@
 mod anthropic;
 mod app;
 mod call;
+mod clock;
 mod controllers;
 mod desired;
 mod dispatch;
 mod error;
 mod fleet;
+#[cfg(test)]
+mod histories;
 mod keep_alive;
 mod keys;
 mod lifecycle;
@@ -27,7 +30,6 @@ mod retry_budget;
 mod router;
 mod routing;
 mod scan;
-mod serve;
 mod setup;
 mod tracker;
 mod translate;
@@ -40,14 +42,15 @@ use std::time::Duration;
 
 use cortex_core::FleetReport;
 use cortex_core::config::GatewayConfig;
+use cortex_net::{Identity, Serving, TlsError};
 use futures::future::join_all;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::lifecycle::Tasks;
-use crate::serve::Serving;
 
 pub use crate::reload::Reloaded;
 pub use crate::setup::{Setup, SetupError};
@@ -68,6 +71,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The metrics contradict each other.
     #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -116,7 +122,7 @@ impl Gateway {
     /// Asks every node once, so that the first request finds a known fleet, and serves on `listeners`.
     ///
     /// # Errors
-    /// A socket without an address, or contradicting metrics.
+    /// A socket without an address, certificates that cannot be used, or contradicting metrics.
     pub async fn start_on(setup: impl Into<Setup>, listeners: Listeners) -> Result<RunningGateway, StartError> {
         let setup = setup.into();
         let section = setup.config.gateway.clone();
@@ -127,34 +133,49 @@ impl Gateway {
 
         let tasks = Tasks::default();
         let Tasks { tracker: background, kill } = tasks.clone();
-        let app = Arc::new(App::new(setup)?);
-        let poller = app.poller();
-        join_all(app.config.neurons.iter().map(|entry| poller.poll(&entry.name))).await;
-        for entry in &app.config.neurons {
-            background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&poller).watch(entry.name.clone())));
+        let (trust, identity) = (setup.trust()?, setup.identity()?.map(Arc::new));
+        let app = Arc::new(App::new(setup, trust)?);
+        set_out(&app, &tasks).await;
+        if let Some(identity) = &identity {
+            background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(identity).keep_fresh()));
         }
-
-        let reconciler = app.reconciler(Arc::clone(&poller), tasks);
-        background.spawn(kill.clone().run_until_cancelled_owned(reconciler.run()));
         let reloading = kill.clone();
 
         let serving = Serving {
             connections_max: app.config.limits.connections_max.get(),
             head_wait_max: app.config.timeouts.head_ms_max.duration(),
+            identity: identity.clone(),
             stop: app.stopping.clone(),
             kill: kill.clone(),
             connections: TaskTracker::new(),
         };
         // Figures are wanted most while the gateway drains, so this listener lives until the end.
-        let figures =
-            Serving { connections_max: METRICS_CONNECTIONS_MAX, stop: kill.clone(), connections: background.clone(), ..serving.clone() };
+        let figures = Serving {
+            connections_max: METRICS_CONNECTIONS_MAX,
+            identity: None,
+            stop: kill.clone(),
+            connections: background.clone(),
+            ..serving.clone()
+        };
         let connections = serving.connections.clone();
-        background.spawn(serving.run(listeners.api, router::api(Arc::clone(&app))));
-        background.spawn(figures.run(listeners.metrics, router::metrics(Arc::clone(&app))));
+        background.spawn(serving.run(listeners.api, TowerToHyperService::new(router::api(Arc::clone(&app)))));
+        background.spawn(figures.run(listeners.metrics, TowerToHyperService::new(router::metrics(Arc::clone(&app)))));
         tracing::info!(%addr, %metrics_addr, nodes = app.config.neurons.len(), "the gateway serves");
         let stop = app.stopping.clone().drop_guard();
-        Ok(RunningGateway { addr, metrics_addr, app, connections, background, reloading, _stop: stop, kill: kill.drop_guard() })
+        Ok(RunningGateway { addr, metrics_addr, app, identity, connections, background, reloading, _stop: stop, kill: kill.drop_guard() })
     }
+}
+
+/// Asks every node once, then begins to watch them and to carry out what is decided.
+async fn set_out(app: &Arc<App>, tasks: &Tasks) {
+    let Tasks { tracker, kill } = tasks.clone();
+    let poller = app.poller();
+    join_all(app.config.neurons.iter().map(|entry| poller.poll(&entry.name))).await;
+    for entry in &app.config.neurons {
+        tracker.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&poller).watch(entry.name.clone())));
+    }
+    let reconciler = app.reconciler(poller, tasks.clone());
+    tracker.spawn(kill.run_until_cancelled_owned(reconciler.run()));
 }
 
 /// A gateway at work. Dropping it cuts everything; [`RunningGateway::shutdown`] is the polite way.
@@ -165,6 +186,7 @@ pub struct RunningGateway {
     /// Where Prometheus connects.
     pub metrics_addr: SocketAddr,
     app: Arc<App>,
+    identity: Option<Arc<Identity>>,
     connections: TaskTracker,
     background: TaskTracker,
     reloading: CancellationToken,
@@ -185,15 +207,25 @@ impl RunningGateway {
         self.app.report()
     }
 
-    /// Takes over another configuration while requests are under way: its nodes, models, aliases, keys, origins and `[eviction]`.
-    pub fn reload(&self, setup: impl Into<Setup>) -> Reloaded {
-        let reloaded = reload::reload(&self.app, setup.into(), &self.background, &self.reloading);
+    /// Takes over another configuration while requests are under way: its nodes, models, aliases, keys, origins, certificates and
+    /// `[eviction]`.
+    ///
+    /// # Errors
+    /// Certificates that cannot be used; then everything stays as it was.
+    pub fn reload(&self, setup: impl Into<Setup>) -> Result<Reloaded, TlsError> {
+        let setup = setup.into();
+        let trust = setup.trust()?;
+        if let Some(identity) = &self.identity {
+            identity.reread()?;
+        }
+        self.app.trust.store(Arc::new(trust));
+        let reloaded = reload::reload(&self.app, setup, &self.background, &self.reloading);
         self.app.metrics.config_reloads.with_label_values(&["ok"]).inc();
         tracing::info!(added = ?reloaded.nodes_added, removed = ?reloaded.nodes_removed, "configuration reloaded");
         if !reloaded.after_restart.is_empty() {
             tracing::warn!(sections = ?reloaded.after_restart, "these changes take effect at the next start");
         }
-        reloaded
+        Ok(reloaded)
     }
 
     /// Another configuration was wanted and cannot be used: the old one stays, and the metrics tell.

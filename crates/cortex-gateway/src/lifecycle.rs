@@ -1,14 +1,14 @@
 //! Requests for models that no node serves: who waits, for what, since when, and what they are told. What is done about it is decided
 //! elsewhere; there is one load however many wait.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cortex_core::ModelId;
 use cortex_core::config::{Limits, Timeouts};
 use cortex_core::openai::ApiError;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,17 +52,42 @@ pub(crate) struct Lifecycle {
     fleet: Arc<FleetCell>,
     waiting_max: usize,
     failure_kept: Duration,
-    entries: Mutex<HashMap<ModelId, Entry>>,
+    entries: Mutex<BTreeMap<ModelId, Entry>>,
     wake: Notify,
 }
 
 #[derive(Debug)]
 enum Entry {
-    Wanted { since: Instant, waiting: usize, outcome: watch::Sender<Option<Outcome>> },
+    Wanted { since: Instant, waiting: usize, promise: Arc<Promise> },
     Failed { until: Instant, error: LoadError },
 }
 
 type Outcome = Result<(), LoadError>;
+
+/// What all who wait for a model are told, in the order in which they came.
+#[derive(Debug, Default)]
+struct Promise {
+    outcome: OnceLock<Outcome>,
+    told: Notify,
+}
+
+impl Promise {
+    fn keep(&self, outcome: Outcome) {
+        let _ = self.outcome.set(outcome);
+        self.told.notify_waiters();
+    }
+
+    async fn kept(&self) -> Outcome {
+        loop {
+            let mut told = std::pin::pin!(self.told.notified());
+            told.as_mut().enable(); // what is told from here on is heard
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.clone();
+            }
+            told.await;
+        }
+    }
+}
 
 /// One model that is waited for.
 #[derive(Clone, Debug)]
@@ -85,12 +110,9 @@ impl Lifecycle {
 
     /// Waits until a node has `model` in memory. Dropping the future gives up the waiting, not a load that has begun.
     pub(crate) async fn ensure_loaded(self: &Arc<Self>, model: &ModelId) -> Result<(), LoadError> {
-        let Some((mut outcome, _place)) = self.join(model)? else { return Ok(()) };
+        let Some((promise, _place)) = self.join(model)? else { return Ok(()) };
         self.wake();
-        match outcome.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(self.failed(model, "the load was abandoned; see the gateway's log")),
-        }
+        promise.kept().await
     }
 
     /// How many requests wait for each model that is not in memory.
@@ -112,8 +134,8 @@ impl Lifecycle {
     pub(crate) fn settle(&self) {
         let fleet = self.fleet.load();
         self.entries().retain(|model, entry| match entry {
-            Entry::Wanted { outcome, .. } if routing::is_loaded(&fleet, model.as_str()) => {
-                outcome.send_replace(Some(Ok(())));
+            Entry::Wanted { promise, .. } if routing::is_loaded(&fleet, model.as_str()) => {
+                promise.keep(Ok(()));
                 false
             }
             // Everybody has left, but the load goes on.
@@ -127,8 +149,8 @@ impl Lifecycle {
     pub(crate) fn give_up(&self, model: &ModelId, reason: &str) {
         let error = self.failed(model, reason);
         let failed = Entry::Failed { until: Instant::now() + self.failure_kept, error: error.clone() };
-        if let Some(Entry::Wanted { outcome, .. }) = self.entries().insert(model.clone(), failed) {
-            outcome.send_replace(Some(Err(error)));
+        if let Some(Entry::Wanted { promise, .. }) = self.entries().insert(model.clone(), failed) {
+            promise.keep(Err(error));
         }
     }
 
@@ -143,8 +165,7 @@ impl Lifecycle {
     }
 
     /// What to wait for; `None` when the model is in memory by now.
-    #[expect(clippy::type_complexity, reason = "the pair is taken apart at once")]
-    fn join(self: &Arc<Self>, model: &ModelId) -> Result<Option<(watch::Receiver<Option<Outcome>>, Waiter)>, LoadError> {
+    fn join(self: &Arc<Self>, model: &ModelId) -> Result<Option<(Arc<Promise>, Waiter)>, LoadError> {
         let mut entries = self.entries();
         if let Some(Entry::Failed { until, error }) = entries.get(model) {
             if Instant::now() < *until {
@@ -156,14 +177,14 @@ impl Lifecycle {
         if routing::is_loaded(&self.fleet.load(), model.as_str()) {
             return Ok(None);
         }
-        let fresh = || Entry::Wanted { since: Instant::now(), waiting: 0, outcome: watch::Sender::new(None) };
-        let Entry::Wanted { waiting, outcome, .. } = entries.entry(model.clone()).or_insert_with(fresh) else { return Ok(None) };
+        let fresh = || Entry::Wanted { since: Instant::now(), waiting: 0, promise: Arc::default() };
+        let Entry::Wanted { waiting, promise, .. } = entries.entry(model.clone()).or_insert_with(fresh) else { return Ok(None) };
         if *waiting >= self.waiting_max {
             let retry_after_s = self.eta_s(model);
             return Err(LoadError::TooManyWaiters { model: model.clone(), waiting_max: self.waiting_max, retry_after_s });
         }
         *waiting += 1;
-        Ok(Some((outcome.subscribe(), Waiter { lifecycle: Arc::clone(self), model: model.clone() })))
+        Ok(Some((Arc::clone(promise), Waiter { lifecycle: Arc::clone(self), model: model.clone() })))
     }
 
     fn leave(&self, model: &ModelId) {
@@ -186,7 +207,7 @@ impl Lifecycle {
         known.reduce(f64::max).unwrap_or(GUESS_S).ceil().max(1.0) as u64
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<ModelId, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<ModelId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use cortex_core::config::{GatewayConfig, NeuronEntry};
 use cortex_core::openai::ApiError;
 use cortex_core::{ModelId, ModelReport, ModelSpec, ModelStatus, NodeId, UnloadRequest};
+use cortex_net::Dialer;
 use neuron_api::{Client, ClientError, ClientTimeouts};
 
+use crate::clock;
 use crate::fleet::{FleetCell, Observation};
 use crate::metrics::Metrics;
 
@@ -29,18 +30,19 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) struct Nodes {
     clients: ArcSwap<HashMap<NodeId, Client>>,
+    dialer: Dialer,
     fleet: Arc<FleetCell>,
     metrics: Arc<Metrics>,
 }
 
 impl Nodes {
-    pub(crate) fn new(config: &GatewayConfig, fleet: Arc<FleetCell>, metrics: Arc<Metrics>) -> Self {
-        Self { clients: ArcSwap::from_pointee(clients(config)), fleet, metrics }
+    pub(crate) fn new(config: &GatewayConfig, dialer: Dialer, fleet: Arc<FleetCell>, metrics: Arc<Metrics>) -> Self {
+        Self { clients: ArcSwap::from_pointee(clients(config, &dialer)), dialer, fleet, metrics }
     }
 
     /// The nodes of another configuration. Calls under way go on.
     pub(crate) fn reconfigure(&self, config: &GatewayConfig) {
-        self.clients.store(Arc::new(clients(config)));
+        self.clients.store(Arc::new(clients(config, &self.dialer)));
     }
 
     /// Everything that a node says about itself.
@@ -48,7 +50,7 @@ impl Nodes {
         let client = self.client(id)?;
         let actions_before = self.fleet.load().node(id).map_or(0, |node| node.actions);
         let (discovery, health, models) = tokio::try_join!(client.discovery(), client.health(), client.models())?;
-        Ok(Observation { discovery, health, models, actions_before, at: Instant::now() })
+        Ok(Observation { discovery, health, models, actions_before, at: clock::now() })
     }
 
     /// Has the fleet know that `id` is about to load `model`.
@@ -67,13 +69,13 @@ impl Nodes {
         self.begin_load(id, model, order);
         let spec = self.spec(id, model, &order.devices);
         tracing::info!(%model, node = %id, "loading");
-        let started = Instant::now();
+        let started = clock::now();
         let send = |generation| {
             let (client, spec) = (client.clone(), ModelSpec { generation: Some(generation), ..spec.clone() });
             async move { client.load(&spec).await }
         };
         let outcome = self.send(id, &client, order, send).await;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = (clock::now() - started).as_secs_f64();
         let labels = [model.as_str(), id.as_str()];
         match &outcome {
             Ok(report) => {
@@ -173,7 +175,7 @@ impl Nodes {
     }
 }
 
-fn clients(config: &GatewayConfig) -> HashMap<NodeId, Client> {
+fn clients(config: &GatewayConfig, dialer: &Dialer) -> HashMap<NodeId, Client> {
     let (timeouts, token) = (&config.timeouts, &config.gateway.node_token);
     let waits = ClientTimeouts {
         connect: timeouts.connect_ms_max.duration(),
@@ -182,7 +184,7 @@ fn clients(config: &GatewayConfig) -> HashMap<NodeId, Client> {
         idle: timeouts.idle_ms_max.duration(),
     };
     let client = |entry: &NeuronEntry| {
-        let client = Client::new(entry.endpoint.as_str(), waits);
+        let client = Client::over(entry.endpoint.as_str(), waits, dialer.clone());
         if token.is_empty() { client } else { client.with_bearer(token) }
     };
     config.neurons.iter().map(|entry| (entry.name.clone(), client(entry))).collect()

@@ -1,12 +1,12 @@
 //! Watching the nodes: one task each, slow while all is well, fast while the node is out.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use cortex_core::config::{Limits, Timeouts};
 use cortex_core::{ModelId, NodeId};
 use neuron_api::ClientError;
 
+use crate::clock;
 use crate::fleet::{Fleet, FleetCell, Node, Observation, Reach, Standing};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -46,7 +46,7 @@ impl Poller {
         let answer = tokio::time::timeout(self.timeouts.poll_ms_max.duration(), self.nodes.observe(id)).await;
         match answer {
             Ok(Ok(observation)) => self.observed(id, &observation),
-            Ok(Err(ClientError::Unreachable { reason, .. })) => self.fleet.update(|fleet| fleet.ejected(id, &reason, Instant::now())),
+            Ok(Err(ClientError::Unreachable { reason, .. })) => self.fleet.update(|fleet| fleet.ejected(id, &reason, clock::now())),
             Ok(Err(error)) => self.failed(id, &error.to_string()),
             Err(_) => self.failed(id, &format!("no answer within {:?}", self.timeouts.poll_ms_max.duration())),
         }
@@ -60,7 +60,7 @@ impl Poller {
     fn observed(&self, id: &NodeId, observation: &Observation) {
         if let Some(twin) = self.twin(id, &observation.discovery.boot_id) {
             let reason = format!("it is the same neuron as `{twin}`; name each neuron once");
-            return self.fleet.update(|fleet| fleet.ejected(id, &reason, Instant::now()));
+            return self.fleet.update(|fleet| fleet.ejected(id, &reason, clock::now()));
         }
         let boot_id = |fleet: &Fleet| fleet.node(id).and_then(|node| node.boot_id().map(str::to_owned));
         let restarted = boot_id(&self.fleet.load()).is_some_and(|before| before != observation.discovery.boot_id);
@@ -80,7 +80,7 @@ impl Poller {
 
     fn failed(&self, id: &NodeId, reason: &str) {
         let failures_max = self.limits.poll_failures_max.get();
-        self.fleet.update(|fleet| fleet.poll_failed(id, reason, failures_max, Instant::now()));
+        self.fleet.update(|fleet| fleet.poll_failed(id, reason, failures_max, clock::now()));
     }
 
     fn models(&self, id: &NodeId) -> Vec<(ModelId, Standing)> {

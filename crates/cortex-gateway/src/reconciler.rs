@@ -103,6 +103,7 @@ impl Reconciler {
             let draining = self.step(&mut state).await;
             let pause = if draining { DRAIN_LOOK } else { self.setup.load().config.timeouts.reconcile_ms.duration() };
             tokio::select! {
+                biased; // chance decides nothing: the same events are always answered the same way
                 () = self.lifecycle.woken() => {}
                 end = ends.recv() => end.into_iter().for_each(|end| self.take_in(&mut state, end)),
                 () = tokio::time::sleep(pause) => {}

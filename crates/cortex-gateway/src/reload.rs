@@ -56,6 +56,7 @@ fn after_restart(started: &GatewayConfig, config: &GatewayConfig) -> Vec<&'stati
         let mut section = config.gateway.clone();
         section.cors_origins = Vec::new();
         section.placement_file = None;
+        section.ca = None;
         section
     };
     let changed = [

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use cortex_core::NodeId;
-use cortex_core::config::{Endpoint, GatewayConfig, NeuronEntry};
+use cortex_core::config::{Endpoint, GatewayConfig, NeuronEntry, TlsSection};
+use cortex_net::{CertificateFiles, Identity, TlsError, Trust};
 use cortex_placement::Placement;
 
 /// The configuration, with the routing of the placement laid over it.
@@ -75,11 +76,30 @@ impl Setup {
                 Some(entry) => {
                     return Err(SetupError::Twice { host: host.clone(), other: entry.name.clone(), endpoint: endpoint.to_string() });
                 }
-                None => config.neurons.push(NeuronEntry { name: host.clone(), endpoint }),
+                None => config.neurons.push(NeuronEntry { name: host.clone(), endpoint, ca: None }),
             }
         }
         config.placement = placement.declared();
         Ok(Self { config, placement: Some(Arc::new(placement)) })
+    }
+
+    /// What clients are shown under TLS, read from its files; absent where there is no `[gateway.tls]`.
+    ///
+    /// # Errors
+    /// The file that cannot be used, and why.
+    pub fn identity(&self) -> Result<Option<Identity>, TlsError> {
+        let files = |TlsSection { certificate, key }: TlsSection| CertificateFiles { certificate, key };
+        self.config.gateway.tls.clone().map(files).map(Identity::read).transpose()
+    }
+
+    /// Whose certificates nodes must show, read from `gateway.ca` and `neurons[].ca`.
+    ///
+    /// # Errors
+    /// The file that cannot be used, and why.
+    pub fn trust(&self) -> Result<Trust, TlsError> {
+        let usual = self.config.gateway.ca.as_deref().map_or_else(|| Ok(Trust::public()), Trust::of_file)?;
+        let own = self.config.neurons.iter().filter_map(|entry| Some((entry.endpoint.authority(), entry.ca.as_deref()?)));
+        own.into_iter().try_fold(usual, |trust, (authority, file)| trust.with(authority, file))
     }
 
     /// The configuration, as it is with the placement.

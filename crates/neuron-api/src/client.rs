@@ -7,13 +7,13 @@ use bytes::Bytes;
 use cortex_core::openai::{ApiError, ChatChunk, ErrorBody};
 use cortex_core::sse::SseParser;
 use cortex_core::{Discovery, Health, ModelReport, ModelSpec, UnloadRequest};
+use cortex_net::Dialer;
 use futures::Stream;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,16 +74,18 @@ pub struct Client {
     endpoint: String,
     bearer: Option<HeaderValue>,
     timeouts: ClientTimeouts,
-    pool: Pool<HttpConnector, Full<Bytes>>,
+    pool: Pool<Dialer, Full<Bytes>>,
 }
 
 impl Client {
-    /// A client for `endpoint` (`http://host:port`); nothing is connected yet.
+    /// A client for `endpoint` (`http://host:port`, or `https` with a certificate of a public authority); nothing is connected yet.
     pub fn new(endpoint: &str, timeouts: ClientTimeouts) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(timeouts.connect));
-        connector.set_nodelay(true);
-        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Self::over(endpoint, timeouts, Dialer::public(timeouts.connect))
+    }
+
+    /// A client whose connections `dialer` opens.
+    pub fn over(endpoint: &str, timeouts: ClientTimeouts, dialer: Dialer) -> Self {
+        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(dialer);
         Self { endpoint: endpoint.trim_end_matches('/').to_owned(), bearer: None, timeouts, pool }
     }
 

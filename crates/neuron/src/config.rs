@@ -35,6 +35,8 @@ pub struct NeuronConfig {
     pub listen: SocketAddr,
     /// A file with the token that gateways must show (`node_token` of theirs). Absent: whoever reaches the node may use it.
     pub token_file: Option<PathBuf>,
+    /// The API is served with TLS. Absent: in the clear.
+    pub tls: Option<TlsConfig>,
     /// The models this node may serve.
     pub models: Vec<ModelSpec>,
     /// Loaded at start, in this order; each needs its `[[models]]` entry.
@@ -56,6 +58,16 @@ pub struct NeuronConfig {
     /// `node-token` among the credentials that systemd hands over; wins over `token_file`.
     #[serde(skip)]
     pub credential: Option<PathBuf>,
+}
+
+/// `[tls]`: two PEM files, read again on SIGHUP, and within seconds when they are replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate, then those of the authorities between it and the root.
+    pub certificate: PathBuf,
+    /// Its private key, without a passphrase.
+    pub key: PathBuf,
 }
 
 /// The host's processors as a device.
@@ -189,6 +201,7 @@ impl Default for NeuronConfig {
         Self {
             listen: (Ipv4Addr::UNSPECIFIED, 13131).into(),
             token_file: None,
+            tls: None,
             models: Vec::new(),
             preload: Vec::new(),
             placement: PlacementConfig::default(),
@@ -312,6 +325,7 @@ impl NeuronConfig {
         let differs = [
             ("listen", self.listen != newer.listen),
             ("token_file", self.token_file != newer.token_file),
+            ("tls", self.tls != newer.tls),
             ("drain_s_max", self.drain_s_max != newer.drain_s_max),
             ("cpu", self.cpu != newer.cpu),
             ("limits", self.limits != newer.limits),

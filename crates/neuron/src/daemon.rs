@@ -13,18 +13,27 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use cortex_core::Harness;
+use cortex_net::{CertificateFiles, Identity, Serving};
+use hyper_util::service::TowerToHyperService;
 use neuron_api::ApiLimits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
 use crate::candle::CandleBackend;
-use crate::config::{NeuronConfig, Secret};
+use crate::config::{NeuronConfig, Secret, TlsConfig};
 use crate::harness::CandleHarness;
 use crate::metrics;
 use crate::preload::{Declared, Preloaded, Preloader};
+
+/// Connections open at once: those of a few gateways with all their requests.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Time for a caller to send a request's head, and for an idle connection to be used again: longer than a gateway keeps one, so that none is
+/// closed while a request is on its way.
+const HEAD_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Starts nodes.
 pub struct Daemon;
@@ -36,8 +45,11 @@ pub struct RunningDaemon {
     /// The node's abilities, for callers in the same process.
     pub harness: Arc<CandleHarness>,
     drain_max: Duration,
+    identity: Option<Arc<Identity>>,
     stop: CancellationToken,
-    server: JoinHandle<std::io::Result<()>>,
+    kill: CancellationToken,
+    connections: TaskTracker,
+    server: JoinHandle<()>,
     preloader: Preloader,
     /// As it was at the last start or reload.
     config: NeuronConfig,
@@ -53,20 +65,39 @@ impl Daemon {
     /// Listens, then loads the models of `preload` in their order. Answers as soon as it listens.
     pub async fn start_with(config: NeuronConfig, backend: Arc<dyn Backend>) -> anyhow::Result<RunningDaemon> {
         let token = config.token()?;
+        let files = config.tls.clone().map(|TlsConfig { certificate, key }| CertificateFiles { certificate, key });
+        let identity = files.map(Identity::read).transpose()?.map(Arc::new);
         let harness = Arc::new(CandleHarness::new(&config, backend)?);
         let listener = TcpListener::bind(config.listen).await.with_context(|| {
             format!("cannot listen on {}: another neuron may be running; choose another address with --listen", config.listen)
         })?;
         let addr = listener.local_addr()?;
-        let stop = CancellationToken::new();
-        let server = tokio::spawn(serve(listener, app(harness.clone(), token.as_ref()), stop.clone()));
+        let (stop, kill, connections) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let serving = Serving {
+            connections_max: CONNECTIONS_MAX,
+            head_wait_max: HEAD_WAIT_MAX,
+            identity: identity.clone(),
+            stop: stop.clone(),
+            kill: kill.clone(),
+            connections: connections.clone(),
+        };
+        let server = tokio::spawn(serving.run(listener, TowerToHyperService::new(app(harness.clone(), token.as_ref()))));
+        if let Some(identity) = &identity {
+            tokio::spawn(kill.clone().run_until_cancelled_owned(Arc::clone(identity).keep_fresh()));
+        }
         let preloader = Preloader::start(harness.clone(), Declared::of(&config));
-        tracing::info!(%addr, "listening");
-        Ok(RunningDaemon { addr, harness, drain_max: Duration::from_secs(config.drain_s_max), stop, server, preloader, config })
+        tracing::info!(%addr, tls = identity.is_some(), "listening");
+        let drain_max = Duration::from_secs(config.drain_s_max);
+        Ok(RunningDaemon { addr, harness, drain_max, identity, stop, kill, connections, server, preloader, config })
     }
 }
 
 impl RunningDaemon {
+    /// Whether callers must speak TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Waits until every model of `preload` is loaded or has failed; in the order of the configuration.
     pub async fn preloaded(&self) -> Vec<Preloaded> {
         let mut preloads = self.preloads();
@@ -82,6 +113,9 @@ impl RunningDaemon {
     /// and is still wanted stays there. Answers which keys wait for a restart.
     pub fn reload(&mut self, config: NeuronConfig) -> Vec<&'static str> {
         let waiting = self.config.needs_restart_for(&config);
+        if let Some(Err(error)) = self.identity.as_ref().map(|identity| identity.reread()) {
+            tracing::error!(%error, "the certificate in use stays");
+        }
         self.harness.configure(&config.models);
         self.preloader.declare(Declared::of(&config));
         self.config.models = config.models;
@@ -95,19 +129,21 @@ impl RunningDaemon {
         let started = Instant::now();
         self.harness.begin_drain();
         self.stop.cancel();
-        if tokio::time::timeout(self.drain_max, &mut self.server).await.is_err() {
+        let _ = (&mut self.server).await;
+        self.connections.close();
+        if tokio::time::timeout(self.drain_max, self.connections.wait()).await.is_err() {
             tracing::warn!(drain_s_max = self.drain_max.as_secs(), "some generations did not end in time and are cut");
-            self.server.abort();
         }
+        self.kill.cancel();
+        self.connections.wait().await;
         self.harness.unload_all(self.drain_max.saturating_sub(started.elapsed())).await;
         tracing::info!("stopped");
     }
 
-    /// Ends when the server itself ends, which it does only when its socket fails.
+    /// Ends when the server itself ends, which it does only when it breaks.
     pub async fn failed(&mut self) -> anyhow::Error {
         match (&mut self.server).await {
-            Ok(Ok(())) => anyhow::anyhow!("the server stopped by itself"),
-            Ok(Err(error)) => anyhow::Error::new(error).context("the server's socket failed"),
+            Ok(()) => anyhow::anyhow!("the server stopped by itself"),
             Err(error) => anyhow::Error::new(error).context("the server broke off"),
         }
     }
@@ -128,8 +164,4 @@ async fn scrape(State(harness): State<Arc<CandleHarness>>) -> Response {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
-}
-
-async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }

@@ -82,7 +82,7 @@ async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
     if let Some(note) = &daemon.harness.discovery().gpu_note {
         tracing::info!("{note}");
     }
-    if let Err(reason) = Pulse::new(daemon.addr, FIRST_ANSWER_MAX).beat().await {
+    if let Err(reason) = Pulse::new(daemon.addr, daemon.speaks_tls(), FIRST_ANSWER_MAX).beat().await {
         anyhow::bail!("the API on {} does not answer: {reason}", daemon.addr);
     }
     tell(&[NotifyState::Ready, NotifyState::Status(&format!("listens on {}", daemon.addr))]);
@@ -103,7 +103,7 @@ async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
 
 /// Until told to stop.
 async fn serve(cli: &Cli, daemon: &mut RunningDaemon, signals: &mut Signals) -> anyhow::Result<()> {
-    let mut pulse = sd_notify::watchdog_enabled().map(|limit| Pulse::new(daemon.addr, limit));
+    let mut pulse = sd_notify::watchdog_enabled().map(|limit| Pulse::new(daemon.addr, daemon.speaks_tls(), limit));
     let mut preloads = daemon.preloads();
     loop {
         tokio::select! {

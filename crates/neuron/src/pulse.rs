@@ -2,8 +2,11 @@
 //! the bookkeeping of models. A process that merely exists does not pass.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use cortex_net::{Dialer, Trust};
 use neuron_api::{Client, ClientTimeouts};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -17,13 +20,15 @@ pub struct Pulse {
 impl Pulse {
     /// For a node that listens on `addr`, and a manager that gives it up after `limit` without a sign. The connection stays open
     /// between two questions, so that many clients cannot keep the node from asking itself.
-    pub fn new(addr: SocketAddr, limit: Duration) -> Self {
+    pub fn new(addr: SocketAddr, tls: bool, limit: Duration) -> Self {
         // Three tries before the limit, each with the time of one.
         let period = (limit / 3).max(Duration::from_millis(1));
         let timeouts = ClientTimeouts { connect: period, call: period, ..ClientTimeouts::default() };
         let mut next = interval(period);
         next.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { client: Client::new(&format!("http://{}", reachable(addr)), timeouts), next, answer_max: period }
+        let scheme = if tls { "https" } else { "http" };
+        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(Trust::blind())), period);
+        Self { client: Client::over(&format!("{scheme}://{}", reachable(addr)), timeouts, dialer), next, answer_max: period }
     }
 
     /// Waits until it is time to ask, and asks. The error says why the node does not count as alive.

@@ -18,7 +18,7 @@ impl Fleet {
     /// A node with these models behind a gateway on a free port.
     pub(crate) async fn start(models: impl IntoIterator<Item = MockModel>) -> Self {
         let node = MockNeuron::new(MockConfig::new(models)).serve().await.unwrap();
-        let entry = NeuronEntry { name: "mock".into(), endpoint: node.addr.into() };
+        let entry = NeuronEntry { name: "mock".into(), endpoint: node.addr.into(), ca: None };
         let mut config = GatewayConfig::of(vec![entry], Placement::default());
         config.gateway.listen = "127.0.0.1:0".parse().unwrap();
         config.gateway.metrics_listen = config.gateway.listen;

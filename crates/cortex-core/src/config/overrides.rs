@@ -50,7 +50,7 @@ fn neurons(value: &str) -> Result<Vec<NeuronEntry>, String> {
     let mut entries: Vec<NeuronEntry> = Vec::new();
     for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let (name, endpoint) = item.split_once('=').ok_or_else(|| format!("`{item}` must be name=http://host:port"))?;
-        let entry = NeuronEntry { name: NodeId::from(name.trim()), endpoint: Endpoint::parse(endpoint)? };
+        let entry = NeuronEntry { name: NodeId::from(name.trim()), endpoint: Endpoint::parse(endpoint)?, ca: None };
         if let Some(other) = entries.iter().find(|other| other.name == entry.name || other.endpoint == entry.endpoint) {
             return Err(format!("`{item}` has the name or the endpoint of `{}={}`", other.name, other.endpoint));
         }

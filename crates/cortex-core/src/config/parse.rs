@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -112,6 +113,7 @@ struct File {
 struct NeuronTable {
     name: Spanned<String>,
     endpoint: Spanned<String>,
+    ca: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Deserialize)]
@@ -195,7 +197,7 @@ fn neurons(text: &str, tables: Vec<NeuronTable>) -> Result<Vec<NeuronEntry>, Con
     let mut endpoints: HashMap<Endpoint, String> = HashMap::new();
     let mut entries = Vec::with_capacity(tables.len());
     for table in tables {
-        let NeuronTable { name, endpoint } = table;
+        let NeuronTable { name, endpoint, ca } = table;
         if name.as_ref().trim().is_empty() {
             return Err(at(text, &name.span(), "a node needs a name"));
         }
@@ -206,7 +208,14 @@ fn neurons(text: &str, tables: Vec<NeuronTable>) -> Result<Vec<NeuronEntry>, Con
         if let Some(other) = endpoints.insert(parsed.clone(), name.as_ref().clone()) {
             return Err(at(text, &endpoint.span(), &format!("the node `{other}` has this endpoint already; one machine is one node")));
         }
-        entries.push(NeuronEntry { name: NodeId::from(name.into_inner()), endpoint: parsed });
+        if let Some(ca) = ca.as_ref().filter(|_| parsed.scheme() != "https") {
+            return Err(at(
+                text,
+                &ca.span(),
+                "a node at http:// shows no certificate: write its endpoint with https://, or leave this out",
+            ));
+        }
+        entries.push(NeuronEntry { name: NodeId::from(name.into_inner()), endpoint: parsed, ca: ca.map(Spanned::into_inner) });
     }
     Ok(entries)
 }

@@ -66,6 +66,7 @@ const UNREACHABLE: &[(&str, &[&str])] = &[
     ("cortex-core", &["tokio", "axum", "hyper", "candle-core", "neuron-kernels", "neuron-engine"]),
     ("cortex-gateway", &["candle-core", "neuron-kernels", "neuron-engine", "neuron", "tokenizers"]),
     ("cortex-placement", &["tokio", "axum", "hyper", "candle-core", "nickel-lang-core"]),
+    ("cortex-net", &["axum", "cortex-core", "candle-core"]),
     ("neuron-api", &["candle-core", "neuron-kernels", "neuron-engine", "neuron"]),
     ("neuron-engine", &["axum", "neuron-api", "cortex-gateway"]),
     ("cortex-bench", &["candle-core", "cortex-gateway", "neuron-engine"]),
@@ -226,7 +227,7 @@ impl Lock {
 
 /// Sources that are not part of a program.
 fn is_test(path: &str) -> bool {
-    path.contains("/tests/") || path.contains("/benches/")
+    ["/tests/", "/benches/", "/histories/"].iter().any(|folder| path.contains(folder))
 }
 
 fn root() -> PathBuf {

@@ -8,7 +8,7 @@ use super::*;
 pub(crate) fn fleet_of(names: &[&str], placement: Placement) -> Fleet {
     let entry = |name: &&str| {
         let endpoint = Endpoint::parse(&format!("http://{name}:13131")).expect("a name is a host");
-        NeuronEntry { name: (*name).into(), endpoint }
+        NeuronEntry { name: (*name).into(), endpoint, ca: None }
     };
     Fleet::new(&names.iter().map(entry).collect::<Vec<_>>(), Arc::new(placement))
 }

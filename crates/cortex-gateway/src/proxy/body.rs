@@ -78,9 +78,14 @@ impl ObservedBody {
         Frame::data(data)
     }
 
-    /// An error event in the place of the rest: a stream never looks finished when it is not.
+    /// An error event in the place of the rest: a stream never looks finished when it is not. One that is, for only its usage was on its
+    /// way when the node went, does not look broken either.
     fn cut(&mut self, reason: String) -> Option<Result<Frame<Bytes>, Cut>> {
         self.upstream = None;
+        if self.tail.as_ref().is_some_and(EventTail::is_done) {
+            self.observer.ends(self.good);
+            return None;
+        }
         self.observer.ends(Outcome::Cut);
         match &self.tail {
             Some(tail) => Some(Ok(Frame::data(error_event(tail, &reason)))),
@@ -156,19 +161,26 @@ fn error_event(tail: &EventTail, reason: &str) -> Bytes {
 /// The last bytes that were passed on: is an event open?
 #[derive(Debug, Default)]
 struct EventTail {
-    last: [u8; 4],
+    last: [u8; DONE.len()],
 }
+
+/// The end of a stream of chunks.
+const DONE: &[u8; 14] = b"data: [DONE]\n\n";
 
 impl EventTail {
     fn see(&mut self, data: &[u8]) {
         for &byte in &data[data.len().saturating_sub(self.last.len())..] {
             self.last.rotate_left(1);
-            self.last[3] = byte;
+            self.last[DONE.len() - 1] = byte;
         }
     }
 
     fn between_events(&self) -> bool {
-        self.last == [0; 4] || self.last.ends_with(b"\n\n") || self.last == *b"\r\n\r\n"
+        self.last == [0; DONE.len()] || self.last.ends_with(b"\n\n") || self.last.ends_with(b"\r\n\r\n")
+    }
+
+    fn is_done(&self) -> bool {
+        self.last == *DONE
     }
 }
 
@@ -217,6 +229,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_tail_knows_the_end_whatever_the_chunking() {
+        for at in 0..=DONE.len() {
+            let mut tail = EventTail::default();
+            [b"data: {}\n\n", &DONE[..at], &DONE[at..]].iter().for_each(|chunk| tail.see(chunk));
+            assert!(tail.is_done() && tail.between_events(), "cut at {at}");
+        }
+    }
+
+    #[test]
     fn the_tail_knows_whether_an_event_is_open_whatever_the_chunking() {
         let cases: &[(&[&str], bool)] = &[
             (&[], true),
@@ -232,6 +253,7 @@ mod tests {
             let mut tail = EventTail::default();
             chunks.iter().for_each(|chunk| tail.see(chunk.as_bytes()));
             assert_eq!(tail.between_events(), *between, "{chunks:?}");
+            assert!(!tail.is_done(), "{chunks:?}");
         }
     }
 }

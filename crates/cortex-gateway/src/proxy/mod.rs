@@ -13,12 +13,12 @@ use axum::response::Response;
 use bytes::Bytes;
 use cortex_core::config::Timeouts;
 use cortex_core::headers::{USAGE, decode_usage};
+use cortex_net::Dialer;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use neuron_api::client::causes;
 use tokio::time::{Instant, timeout};
@@ -34,17 +34,13 @@ pub(crate) use observer::{Observer, Outcome};
 
 /// Longest error answer that is read to judge it.
 const ERROR_BYTES_MAX: usize = 64 << 10;
-/// What a node sent is acknowledged within this time, or the connection is given up: its host may be gone without a word.
-const ACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
-/// Silence after which a connection is probed, and the time between probes.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
 /// An idle connection is kept this long for the next request.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 
 /// Connections to all nodes, pooled for each.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    pool: Client<HttpConnector, Full<Bytes>>,
+    pool: Client<Dialer, Full<Bytes>>,
     first_byte: Duration,
     idle: Duration,
     /// Proves the gateway to its nodes.
@@ -64,14 +60,8 @@ pub(crate) struct Answer {
 }
 
 impl Proxy {
-    pub(crate) fn new(timeouts: &Timeouts, node_token: &str) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(timeouts.connect_ms_max.duration()));
-        connector.set_keepalive(Some(TCP_KEEPALIVE));
-        connector.set_keepalive_interval(Some(TCP_KEEPALIVE));
-        connector.set_tcp_user_timeout(Some(ACKNOWLEDGED_MAX));
-        let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(connector);
+    pub(crate) fn new(timeouts: &Timeouts, node_token: &str, dialer: Dialer) -> Self {
+        let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(dialer);
         let authorization = (!node_token.is_empty()).then(|| format!("Bearer {node_token}").parse().ok()).flatten();
         Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration(), authorization }
     }
@@ -138,7 +128,8 @@ impl Proxy {
 
 fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, AttemptError> {
     let invalid = |error: http::Error| AttemptError::Unreachable { reason: error.to_string() };
-    let uri = Uri::builder().scheme("http").authority(target.node.endpoint.authority()).path_and_query(call.endpoint.node_path());
+    let endpoint = &target.node.endpoint;
+    let uri = Uri::builder().scheme(endpoint.scheme()).authority(endpoint.authority()).path_and_query(call.endpoint.node_path());
     let mut request = Request::new(Full::new(call.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.build().map_err(invalid)?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use cortex_core::{ModelId, NodeId, Usage};
 
+use crate::clock;
 use crate::keys::OpenRequest;
 use crate::metrics::Metrics;
 
@@ -73,7 +74,7 @@ impl Observer {
             metrics,
             endpoint,
             request_id,
-            arrived: Instant::now(),
+            arrived: clock::now(),
             model: None,
             node: None,
             first_byte: None,
@@ -119,7 +120,7 @@ impl Observer {
     }
 
     pub(crate) fn data(&mut self) {
-        self.first_byte.get_or_insert_with(Instant::now);
+        self.first_byte.get_or_insert_with(clock::now);
     }
 
     pub(crate) fn usage(&mut self, usage: Usage) {
@@ -152,7 +153,7 @@ impl Observer {
     }
 
     fn settle(&self) {
-        let now = Instant::now();
+        let now = clock::now();
         let (model, node) = (self.model_label(), self.node_label());
         self.metrics.requests.with_label_values(&[model, node, self.endpoint, self.outcome.as_str()]).inc();
         if let Some(usage) = &self.usage {

@@ -462,7 +462,7 @@ async fn reload_under_load() -> Cost {
     let loading = tokio::spawn(load(rig.gateway.addr, 1_000, 10));
     let mut reloads = 0;
     while !loading.is_finished() {
-        rig.gateway.reload(if reloads % 2 == 0 { fewer.clone() } else { all.clone() });
+        rig.gateway.reload(if reloads % 2 == 0 { fewer.clone() } else { all.clone() }).unwrap();
         reloads += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -19,4 +19,5 @@ mod refusals;
 mod reload;
 mod rig;
 mod shutdown;
+mod tls;
 mod transparency;

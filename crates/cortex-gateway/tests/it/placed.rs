@@ -68,7 +68,7 @@ async fn a_reload_does_what_the_plan_shows_and_a_running_stream_does_not_notice(
     until(async || rig.mock(0).counts().generations == 1).await;
     let next = placement(&rig.nodes[0], json!({ "stays": { "aliases": ["best"] }, "comes": { "fallbacks": ["stays"] } }));
     assert_eq!(plan(&rig, &next), ["unload goes from a:0", "load comes on a:0"]);
-    rig.gateway.reload(setup(&next));
+    rig.gateway.reload(setup(&next)).unwrap();
     until(async || loaded(&rig).await == ["comes", "stays"]).await;
     assert_eq!(plan(&rig, &next), [""; 0]);
 

@@ -26,7 +26,7 @@ async fn nodes_come_and_go_under_load_and_no_request_is_lost() {
     let begun = |node: usize| rig.mock(node).counts().generations;
     until(async || begun(0) + begun(1) == 16).await;
     assert!(begun(0) > 0 && begun(1) > 0);
-    let reloaded = rig.gateway.reload(one.clone());
+    let reloaded = rig.gateway.reload(one.clone()).unwrap();
     assert_eq!(reloaded, Reloaded { nodes_removed: vec!["a".into()], ..Reloaded::default() });
     let before = begun(0);
     for talk in 0..8 {
@@ -37,7 +37,7 @@ async fn nodes_come_and_go_under_load_and_no_request_is_lost() {
         let reply = stream.await.unwrap();
         assert!(reply.status == 200 && reply.text().ends_with("data: [DONE]\n\n"), "{}", reply.text());
     }
-    assert_eq!(rig.gateway.reload(both).nodes_added, ["a".into()]);
+    assert_eq!(rig.gateway.reload(both).unwrap().nodes_added, ["a".into()]);
     until(async || rig.state(0) == NodeState::Ready).await;
     assert_eq!(rig.client().chat(&chat("alias", "hi")).await.status, 404, "the alias is gone");
     assert_eq!(rig.metric("cortex_config_reloads_total{outcome=\"ok\"}").await, Some(2.0));
@@ -49,7 +49,7 @@ async fn what_cannot_change_under_way_is_named_and_what_cannot_be_used_is_counte
     let mut other = config(rig.nodes.iter().map(|node| node.addr));
     other.timeouts.idle_ms_max = Millis::new(7);
     other.limits.tries_max = 1.try_into().unwrap();
-    assert_eq!(rig.gateway.reload(other).after_restart, ["limits", "timeouts"]);
+    assert_eq!(rig.gateway.reload(other).unwrap().after_restart, ["limits", "timeouts"]);
     rig.gateway.reload_failed(&"line 3: nonsense");
     assert_eq!(rig.metric("cortex_config_reloads_total{outcome=\"failed\"}").await, Some(1.0));
     assert_eq!(rig.client().chat(&chat("m", "hi")).await.status, 200);
@@ -60,7 +60,7 @@ async fn two_names_for_one_node_are_one_node() {
     let node = MockNeuron::new(MockConfig::new([MockModel::loaded("m")])).serve().await.unwrap();
     let mut config = config([node.addr]);
     let other_name = Endpoint::parse(&format!("http://localhost:{}", node.addr.port())).unwrap();
-    config.neurons.push(NeuronEntry { name: "z".into(), endpoint: other_name });
+    config.neurons.push(NeuronEntry { name: "z".into(), endpoint: other_name, ca: None });
     config.timeouts.poll_ms = Millis::new(5);
     config.timeouts.probe_ms = Millis::new(5);
     let rig = Rig { gateway: Gateway::start(config).await.unwrap(), nodes: vec![node] };

@@ -78,7 +78,7 @@ impl Rig {
 /// Free ports, nodes named by letters, and polls so rare that a test sees only what requests themselves find out.
 pub(crate) fn config(nodes: impl IntoIterator<Item = SocketAddr>) -> GatewayConfig {
     let names = ["a", "b", "c", "d"];
-    let entry = |(name, addr): (&str, SocketAddr)| NeuronEntry { name: name.into(), endpoint: Endpoint::from(addr) };
+    let entry = |(name, addr): (&str, SocketAddr)| NeuronEntry { name: name.into(), endpoint: Endpoint::from(addr), ca: None };
     let mut config = GatewayConfig::of(names.into_iter().zip(nodes).map(entry).collect(), Placement::default());
     config.gateway.listen = "127.0.0.1:0".parse().unwrap();
     config.gateway.metrics_listen = "127.0.0.1:0".parse().unwrap();

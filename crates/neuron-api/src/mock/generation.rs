@@ -133,6 +133,7 @@ impl Drop for Running {
             counts.active -= 1;
             counts.cancelled += usize::from(!self.ended);
         });
+        self.mock.node.ended.notify_waiters();
     }
 }
 

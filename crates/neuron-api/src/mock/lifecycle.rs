@@ -116,9 +116,13 @@ async fn run_load(mock: MockNeuron, model: super::MockModel) -> Result<(), Harne
 
 /// Drains first: `active` of the slot falls as the generations end.
 async fn run_unload(mock: MockNeuron, model: super::MockModel) -> Result<(), HarnessError> {
-    let mut counts = mock.node.counts.subscribe();
-    while mock.state().slot(&model.id)?.active > 0 {
-        counts.changed().await.map_err(|error| HarnessError::Internal(error.to_string()))?;
+    loop {
+        let mut ended = std::pin::pin!(mock.node.ended.notified());
+        ended.as_mut().enable();
+        if mock.state().slot(&model.id)?.active == 0 {
+            break;
+        }
+        ended.await;
     }
     sleep(model.unload_time).await;
     let mut state = mock.state();

@@ -15,7 +15,7 @@ use cortex_core::{
     Capability, DeviceHealth, DeviceInfo, DeviceKind, Discovery, EmbedRequest, Embeddings, EventStream, GenerateRequest, Harness,
     HarnessError, Health, ModelHealth, ModelId, ModelReport, ModelSpec, ModelStatus, Prompt, Relevances, RerankRequest, UnloadRequest,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub use script::{Answer, Said};
@@ -181,6 +181,8 @@ struct Node {
     started: Instant,
     state: Mutex<State>,
     counts: watch::Sender<MockCounts>,
+    /// A generation has ended; those who wait hear it in the order in which they came, which a watch does not promise.
+    ended: Notify,
     /// Bumped to cut all connections.
     cuts: watch::Sender<u64>,
 }
@@ -224,6 +226,7 @@ impl MockNeuron {
             started: Instant::now(),
             state: Mutex::new(State { ready: true, generation: 0, slots, requests: VecDeque::new() }),
             counts: watch::Sender::new(MockCounts::default()),
+            ended: Notify::new(),
             cuts: watch::Sender::new(0),
         };
         Self { node: Arc::new(node) }

@@ -240,10 +240,10 @@ async fn a_node_that_does_not_answer_has_no_pulse() {
     let limit = std::time::Duration::from_millis(300);
     let scene = scene(Scripted::new(), &[], 5).await;
     let patient = std::time::Duration::from_secs(60);
-    assert_eq!(Pulse::new(scene.daemon.addr, patient).beat().await, Ok(()));
+    assert_eq!(Pulse::new(scene.daemon.addr, false, patient).beat().await, Ok(()));
     // Connected by the kernel, and answered by nobody.
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let error = Pulse::new(deaf.local_addr().unwrap(), limit).beat().await.unwrap_err();
+    let error = Pulse::new(deaf.local_addr().unwrap(), false, limit).beat().await.unwrap_err();
     assert!(error.contains("no answer within 100 ms") || error.contains("cannot be reached"), "{error}");
     scene.daemon.shutdown().await;
 }
