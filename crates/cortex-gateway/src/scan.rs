@@ -184,6 +184,9 @@ impl Scan {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
@@ -256,5 +259,50 @@ mod tests {
     fn deep_nesting_is_skipped_without_recursion() {
         let body = format!(r#"{{"x":{}{},"model":"m"}}"#, "[".repeat(200_000), "]".repeat(200_000));
         assert_eq!(scan(body.as_bytes()).unwrap().model.as_str(), "m");
+    }
+
+    /// Any JSON, not too deep.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                prop::collection::btree_map(".{0,8}", inner, 0..5).prop_map(|fields| fields.into_iter().collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), cut: prop::sample::Index) {
+            let _ = scan(&bytes);
+            // Inside something that is nearly right, too.
+            let whole = br#"{"model":"m","stream":true,"messages":[{"role":"user","content":"a"}],"max_tokens":5}"#;
+            let (before, after) = whole.split_at(cut.index(whole.len()));
+            let _ = scan(&[before, &bytes, after].concat());
+        }
+
+        #[test]
+        fn a_splice_changes_the_model_and_nothing_else(
+            fields in prop::collection::btree_map("(user|messages|prompt|max_tokens|service_tier|.{0,8})", json(), 0..6),
+            model in ".{0,20}",
+            other in ".{0,20}",
+            pretty: bool,
+        ) {
+            let mut whole: serde_json::Map<String, Value> = fields.into_iter().collect();
+            whole.remove("stream");
+            whole.insert("model".into(), model.as_str().into());
+            let body = if pretty { serde_json::to_vec_pretty(&whole) } else { serde_json::to_vec(&whole) }.unwrap();
+            let seen = scan(&body).unwrap();
+            prop_assert_eq!(seen.model.as_str(), &model);
+            prop_assert!((1..=TOKENS_MAX).contains(&seen.tokens));
+            whole.insert("model".into(), other.as_str().into());
+            prop_assert_eq!(serde_json::from_slice::<Value>(&seen.splice(&body, &other.into())).unwrap(), Value::Object(whole));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use cortex_core::config::{Endpoint, GatewayConfig, Place};
 use cortex_core::model::ModelId;
+use proptest::prelude::*;
 
 const FULL: &str = r#"
 [gateway]
@@ -62,7 +63,9 @@ fn every_mistake_names_its_line_its_key_and_what_is_wrong() {
         ("[gateway\n".into(), 1, "[gateway", "table"),
         ("[[neurons]]\nname = \"a\"".into(), 1, "[[neurons]]", "missing field `endpoint`"),
         ("[[neurons]]\nname = \"\"\nendpoint = \"http://a:1\"".into(), 2, "name", "needs a name"),
-        ("[[neurons]]\nname = \"a\"\nendpoint = \"https://a:1\"".into(), 3, "endpoint", "http://"),
+        ("[[neurons]]\nname = \"a\"\nendpoint = \"ftp://a:1\"".into(), 3, "endpoint", "http:// or https://"),
+        (format!("{neuron}ca = \"/ca.pem\""), 4, "ca", "https://"),
+        ("[gateway.tls]\nkey = \"k\"".into(), 1, "[gateway.tls]", "missing field `certificate`"),
         ("[[neurons]]\nname = \"a\"\nendpoint = \"http://a\"".into(), 3, "endpoint", "13131 by default"),
         ("[[neurons]]\nname = \"a\"\nendpoint = \"http://a:1/v1\"".into(), 3, "endpoint", "without a path"),
         (format!("{neuron}{neuron}"), 5, "name", "already defined on line 2"),
@@ -126,4 +129,42 @@ fn variables_override_the_file_and_are_checked_like_it() {
 fn an_address_is_an_endpoint() {
     let endpoint = Endpoint::from("127.0.0.1:13131".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!(Endpoint::parse("http://127.0.0.1:13131"), Ok(endpoint));
+}
+
+/// A file whose lines were dropped, doubled, swapped, cut, or replaced by anything.
+fn mistyped() -> impl Strategy<Value = String> {
+    let change = (any::<prop::sample::Index>(), 0..5u8, any::<prop::sample::Index>(), ".{0,40}");
+    proptest::collection::vec(change, 1..6).prop_map(|changes| {
+        let mut lines: Vec<String> = FULL.lines().map(str::to_owned).collect();
+        for (at, kind, other, anything) in changes {
+            let (at, other) = (at.index(lines.len()), other.index(lines.len()));
+            match kind {
+                0 if lines.len() > 1 => drop(lines.remove(at)),
+                1 => lines.insert(other, lines[at].clone()),
+                2 => lines.swap(at, other),
+                3 => lines[at] = lines[at].chars().take(anything.len()).collect(),
+                _ => lines[at] = anything,
+            }
+        }
+        lines.join("\n")
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_mistake_is_told_with_a_line_of_the_file(text in mistyped()) {
+        if let Err(error) = GatewayConfig::parse(&text) {
+            let Place::Line { line, .. } = error.place else { panic!("{error}") };
+            prop_assert!((1..=text.lines().count() + 1).contains(&line), "{}", error);
+            prop_assert!(!error.message.is_empty());
+        }
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused(text in "(?s).{0,200}") {
+        let _ = GatewayConfig::parse(&text);
+        let _ = GatewayConfig::default().with_keys(&text);
+        let _ = Endpoint::parse(&text);
+        let _ = GatewayConfig::default().with_overrides([("CORTEX_NEURONS".to_owned(), text.clone()), ("CORTEX_LIMITS_TRIES_MAX".to_owned(), text)]);
+    }
 }

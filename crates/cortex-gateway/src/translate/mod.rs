@@ -10,6 +10,8 @@ pub(crate) mod responses;
 pub(crate) mod stream;
 
 #[cfg(test)]
+mod broken;
+#[cfg(test)]
 mod tests;
 
 use bytes::BytesMut;

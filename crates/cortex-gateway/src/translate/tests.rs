@@ -9,6 +9,7 @@ use cortex_core::sse::SseParser;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::broken::{a_break, broken, broken_stream};
 use super::{Asked, StreamTranslator, Translator, error, request, response};
 
 /// One file of `testdata/anthropic`.
@@ -121,6 +122,29 @@ proptest! {
             let asked = request::messages(transcript.request.as_bytes(), false).unwrap().asked;
             let text = translated(asked, places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]));
             prop_assert_eq!(text, transcript.events);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn broken_requests_and_answers_end_in_words(
+        breaks in prop::collection::vec(a_break(), 1..4),
+        garbage in prop::collection::vec(any::<u8>(), 0..200),
+        cut in 1..300usize,
+    ) {
+        for transcript in transcripts() {
+            let asked = request::messages(broken(&transcript.request, &breaks).as_bytes(), false).map(|chat| chat.asked);
+            let asked = asked.unwrap_or_else(|_| Asked { model: "m".into(), marks_cache: false });
+            let upstream = broken_stream(&transcript.upstream, &breaks, &garbage);
+            let text = translated(asked, upstream.chunks(cut));
+            let events = events_of(&text);
+            let ends = |event: &StreamEvent| matches!(event, StreamEvent::MessageStop | StreamEvent::Error { .. });
+            prop_assert_eq!(events.iter().filter(|event| ends(event)).count(), 1, "{}", text);
+            prop_assert!(events.last().is_some_and(ends), "{}", text);
+            prop_assert!(text.len() < 20 * (upstream.len() + 1_000), "{} bytes of {}", text.len(), upstream.len());
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::request::{as_chat, responses};
 use super::stream::{StreamTranslator, whole};
 use crate::translate::Translator;
+use crate::translate::broken::{a_break, broken, broken_stream};
 
 /// One file of `testdata/responses`.
 struct Transcript {
@@ -124,6 +125,31 @@ proptest! {
             places.sort_unstable();
             let text = translated(&transcript.request, places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]));
             prop_assert_eq!(text, transcript.events);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn broken_requests_and_answers_end_in_words(
+        breaks in prop::collection::vec(a_break(), 1..4),
+        garbage in prop::collection::vec(any::<u8>(), 0..200),
+        cut in 1..300usize,
+    ) {
+        for transcript in transcripts() {
+            let _ = responses(broken(&transcript.request, &breaks).as_bytes()); // refused, or read in spite of it
+            let upstream = broken_stream(&transcript.upstream, &breaks, &garbage);
+            let text = translated(&transcript.request, upstream.chunks(cut));
+            let events = events_of(&text);
+            let ends = |event: &Value| {
+                ["response.completed", "response.incomplete", "response.failed"].contains(&event["type"].as_str().unwrap_or_default())
+            };
+            prop_assert_eq!(events.iter().filter(|event| ends(event)).count(), 1, "{}", text);
+            prop_assert!(events.last().is_some_and(ends), "{}", text);
+            // Each end of an item repeats it, and the request is repeated three times.
+            prop_assert!(text.len() < 40 * (upstream.len() + transcript.request.len() + 1_000), "{} bytes of {}", text.len(), upstream.len());
         }
     }
 }
