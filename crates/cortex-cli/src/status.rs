@@ -1,5 +1,8 @@
 //! `cortex status`: the fleet in one table.
 
+mod watch;
+
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use cortex_core::model::{ModelReport, ModelStatus};
@@ -23,20 +26,16 @@ pub(crate) async fn run(gateway: &Gateway, json: bool) -> Result<Option<Status>>
     Ok(if is_well(&fleet) { None } else { Some(Status::Degraded) })
 }
 
-/// Shows the fleet anew each second, until the person at the keyboard has seen enough.
+/// Shows the fleet anew each second, until the person at the keyboard has seen enough. Without a terminal, one table after the other.
 pub(crate) async fn watch(gateway: &Gateway) -> Result<Option<Status>> {
-    const HOME_AND_CLEAR: &str = "\x1b[H\x1b[J";
+    if std::io::stdout().is_terminal() && std::io::stdin().is_terminal() {
+        return watch::run(gateway).await;
+    }
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
-        let style = Style::of_stdout();
-        let shown = match gateway.get::<FleetReport>("/admin/fleet").await {
-            Ok((fleet, _)) => render(&fleet, style),
-            Err(error) if style.width.is_none() => return Err(error),
-            Err(error) => format!("{error}\n"), // it may come back
-        };
-        let begin = if style.width.is_some() { HOME_AND_CLEAR } else { "" };
-        output::text(&format!("{begin}{shown}"))?;
+        let (fleet, _) = gateway.get::<FleetReport>("/admin/fleet").await?;
+        output::text(&render(&fleet, Style::PLAIN))?;
     }
 }
 
@@ -92,6 +91,11 @@ fn state(state: &NodeState) -> (&'static str, Ink) {
 
 /// `2 x RTX 5090`: equal devices together, in order.
 fn devices(node: &NodeReport) -> Cell {
+    let words: Vec<Word> = device_words(node).into_iter().map(|words| Word::new(Ink::Plain, words)).collect();
+    if words.is_empty() { Cell::solid(Ink::Dim, "-") } else { Cell::list(words) }
+}
+
+fn device_words(node: &NodeReport) -> Vec<String> {
     let mut groups: Vec<(usize, String)> = Vec::new();
     for name in node.discovery.iter().flat_map(|discovery| &discovery.devices).map(device_name) {
         match groups.iter_mut().find(|(_, known)| *known == name) {
@@ -99,9 +103,7 @@ fn devices(node: &NodeReport) -> Cell {
             None => groups.push((1, name)),
         }
     }
-    let word = |(count, name)| Word::new(Ink::Plain, if count == 1 && name == "CPU" { name } else { format!("{count} x {name}") });
-    let words: Vec<Word> = groups.into_iter().map(word).collect();
-    if words.is_empty() { Cell::solid(Ink::Dim, "-") } else { Cell::list(words) }
+    groups.into_iter().map(|(count, name)| if count == 1 && name == "CPU" { name } else { format!("{count} x {name}") }).collect()
 }
 
 /// The product without its maker; a processor's own name is too long to help.
@@ -114,11 +116,7 @@ fn device_name(device: &DeviceInfo) -> String {
 
 /// `██████████████░░  54/64G` over all devices of the node.
 fn memory(node: &NodeReport, bar: usize) -> Cell {
-    let total: u64 = node.discovery.iter().flat_map(|discovery| &discovery.devices).map(|device| device.memory_total_bytes).sum();
-    let used: u64 = node.health.iter().flat_map(|health| &health.devices).map(|device| device.memory_used_bytes).sum();
-    if total == 0 {
-        return Cell::solid(Ink::Dim, "-");
-    }
+    let Some((used, total)) = memory_of(node) else { return Cell::solid(Ink::Dim, "-") };
     let share = (used as f64 / total as f64).clamp(0.0, 1.0);
     let ink = if share < 0.9 { Ink::Good } else { Ink::Warn };
     let full = (share * bar as f64).round() as usize;
@@ -130,20 +128,35 @@ fn memory(node: &NodeReport, bar: usize) -> Cell {
     Cell::list(vec![word])
 }
 
-fn models(node: &NodeReport) -> Cell {
+/// Bytes in use and in all, of all devices; `None` where that is not known.
+fn memory_of(node: &NodeReport) -> Option<(u64, u64)> {
+    let total: u64 = node.discovery.iter().flat_map(|discovery| &discovery.devices).map(|device| device.memory_total_bytes).sum();
+    let used: u64 = node.health.iter().flat_map(|health| &health.devices).map(|device| device.memory_used_bytes).sum();
+    (total > 0).then_some((used, total))
+}
+
+/// Models that the node has told of, and those that are placed on it.
+fn marked(node: &NodeReport) -> impl Iterator<Item = (&str, Mark)> {
     let listed = |id: &str| node.models.iter().any(|model| model.id.as_str() == id);
     let known = node.models.iter().map(|model| (model.id.as_str(), Mark::of(model)));
-    let placed = node.placed.iter().map(|id| (id.as_str(), Mark::Available)).filter(|(id, _)| !listed(id));
+    known.chain(node.placed.iter().map(|id| (id.as_str(), Mark::Available)).filter(move |(id, _)| !listed(id)))
+}
+
+fn models(node: &NodeReport) -> Cell {
     let word = |(id, mark): (&str, Mark)| {
         let (sign, ink, _) = mark.shown();
         Word::new(Ink::Plain, id).then(ink, format!(" {sign}"))
     };
-    let words: Vec<Word> = known.chain(placed).map(word).collect();
+    let words: Vec<Word> = marked(node).map(word).collect();
     if words.is_empty() { Cell::solid(Ink::Dim, "-") } else { Cell::list(words) }
 }
 
 /// `12 running, 0 waiting, 1.9k tok/s`.
 fn load(node: &NodeReport) -> Cell {
+    Cell::enumeration(&load_words(node))
+}
+
+fn load_words(node: &NodeReport) -> Vec<String> {
     let models = || node.health.iter().flat_map(|health| &health.models);
     let running: u64 = models().map(|model| u64::from(model.running)).sum();
     let waiting: u64 = models().map(|model| u64::from(model.waiting)).sum();
@@ -153,7 +166,7 @@ fn load(node: &NodeReport) -> Cell {
         figures.push(format!("{waiting} waiting"));
     }
     figures.extend(speed.map(|speed| format!("{} tok/s", units::count(speed))));
-    Cell::enumeration(&figures)
+    figures
 }
 
 fn loading(node: &NodeReport) -> Vec<(Ink, String)> {
@@ -306,7 +319,7 @@ mod tests {
         FleetReport { gateway: GatewayReport { version: "0.1.0".into(), uptime_s: 60.0, requests_in_flight: 0 }, nodes }
     }
 
-    fn busy() -> FleetReport {
+    pub(super) fn busy() -> FleetReport {
         let mut beast = node("beast", NodeState::Ready, &["NVIDIA GeForce RTX 5090"; 2], 64, 54);
         beast.models = vec![model("qwen3-vl-8b", ModelStatus::Loaded), model("qwen3-32b", ModelStatus::Loaded)];
         beast.health.as_mut().unwrap().models = vec![figures("qwen3-vl-8b", 8, 0), figures("qwen3-32b", 4, 0)];
@@ -318,7 +331,7 @@ mod tests {
         fleet(vec![beast, benjy, quad])
     }
 
-    fn troubled() -> FleetReport {
+    pub(super) fn troubled() -> FleetReport {
         let mut one = node("one", NodeState::Draining, &["CPU"], 32, 31);
         one.models = vec![model("a/b", ModelStatus::Loading { percent: 43 }), model("c", ModelStatus::Failed { reason: "no room".into() })];
         one.placed = vec!["d".into(), "c".into()];
