@@ -176,7 +176,7 @@ fn hosts_and_their_places_may_be_split_over_files() {
         "(import \"beast.ncl\") & (import \"benjy.ncl\") & { models.m = { vram_mb = 9000, residency = 'resident, replicas = 2 } }",
     );
     write("beast.ncl", &host("beast", "m.placement.beast = {}"));
-    write("benjy.ncl", &host("benjy", "m.placement.benjy = {}, n = { vram_mb = 9000, placement.benjy = {} }"));
+    write("benjy.ncl", &host("benjy", "m.placement.benjy = {}, n = { vram_mb = 9000, capabilities = ['rerank], placement.benjy = {} }"));
     let shown = told(folder.path(), &["check"]);
     assert!(shown.contains("2 models on 2 hosts, 2 replicas held always"), "{shown}");
     write("benjy.ncl", &host("benjy", "m = { placement.benjy = {}, vram_mb = 9001 }"));
