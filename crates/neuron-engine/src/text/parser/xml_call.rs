@@ -77,9 +77,8 @@ impl XmlCall {
         loop {
             let (words, progress) = self.step(held, tools);
             pieces.extend(arguments_piece(words));
-            match progress {
-                Some(progress) => return progress,
-                None => continue,
+            if let Some(progress) = progress {
+                return progress;
             }
         }
     }
