@@ -86,6 +86,7 @@
               networking.hostName = name;
               nixpkgs.config = import ./nix/cuda.nix { inherit lib; };
               services.cortex.neurons = fleet.neurons self.nixosConfigurations;
+              services.cortex.placementFile = self.packages.${system}.placement;
               services.neuron.placementFile = self.packages.${system}.placement;
             }
           ];

@@ -21,6 +21,10 @@ let
         "--check"
         "--config"
         configFile
+      ]
+      ++ lib.optionals (cfg.placementFile != null) [
+        "--placement"
+        "${cfg.placementFile}"
       ];
     in
     pkgs.runCommand "cortex-configuration-checked" { nativeBuildInputs = [ cfg.package ]; } ''
@@ -71,6 +75,26 @@ in
           };
         }
       );
+    };
+
+    placementFile = mkOption {
+      type = types.nullOr types.pathInStore;
+      default = null;
+      example = lib.literalExpression "inputs.cortex.lib.placement { inherit pkgs; hosts = self.nixosConfigurations; models = ./models.ncl; }";
+      description = ''
+        models.ncl, rendered: which models there are, where each may be, and what is kept in memory. When it changes, the service is
+        reloaded, and open answers go on. Without it the gateway serves what the nodes have.
+      '';
+    };
+
+    nodeTokenFile = mkOption {
+      type = types.nullOr types.externalPath;
+      default = null;
+      example = "/run/secrets/node-token";
+      description = ''
+        A file with the token that this gateway shows to its nodes (`services.neuron.nodeTokenFile` of theirs), outside the Nix store.
+        Restart the service when it changes.
+      '';
     };
 
     credentials = mkOption {
@@ -129,15 +153,25 @@ in
         assertion = !(cfg.settings ? gateway.listen && cfg.settings.gateway.listen != at cfg.listen);
         message = "services.cortex.settings.gateway.listen is set by services.cortex.listen: set that instead.";
       }
+      {
+        assertion = cfg.placementFile != null || !(cfg.settings ? gateway.placement_file);
+        message = "services.cortex.settings.gateway.placement_file is set by services.cortex.placementFile: set that instead.";
+      }
     ];
+
+    services.cortex.credentials = lib.mkIf (cfg.nodeTokenFile != null) { node-token = cfg.nodeTokenFile; };
 
     services.cortex.settings = {
       gateway.listen = lib.mkDefault (at cfg.listen);
       gateway.metrics_listen = lib.mkDefault (at cfg.metrics);
+      gateway.placement_file = lib.mkIf (cfg.placementFile != null) "/etc/cortex/placement.json";
       neurons = lib.mapAttrsToList (name: neuron: { inherit name; inherit (neuron) endpoint; }) cfg.neurons;
     };
 
-    environment.etc."cortex/cortex.toml".source = configFile;
+    environment.etc = {
+      "cortex/cortex.toml".source = configFile;
+      "cortex/placement.json" = lib.mkIf (cfg.placementFile != null) { source = cfg.placementFile; };
+    };
     environment.systemPackages = [ cfg.package ];
 
     system.checks = [ checked ];
@@ -149,7 +183,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      reloadTriggers = [ configFile ];
+      reloadTriggers = [ configFile ] ++ lib.optional (cfg.placementFile != null) cfg.placementFile;
       startLimitIntervalSec = 300;
       startLimitBurst = 5;
       environment.CORTEX_LOG = cfg.log;

@@ -8,6 +8,7 @@
   services.neuron = {
     enable = true;
     openFirewall = true;
+    nodeTokenFile = "/var/lib/secrets/node-token";
     gpus = [
       {
         name = "RTX 5090";

@@ -5,6 +5,8 @@
   services.cortex = {
     enable = true;
     openFirewall = true;
+    # The same file as on the GPU hosts, which answer to nobody else.
+    nodeTokenFile = "/var/lib/secrets/node-token";
   };
 
   services.openssh.enable = true;

@@ -6,6 +6,7 @@
     listen.address = "127.0.0.1";
     metrics.address = "127.0.0.1";
     neurons.box.endpoint = "http://127.0.0.1:13131";
+    nodeTokenFile = "/run/secrets/node-token";
   };
   services.neuron = {
     enable = true;
@@ -13,5 +14,6 @@
     memoryMb = 4096;
     modelDir = "/srv/models";
     hfTokenFile = "/run/secrets/hf-token";
+    nodeTokenFile = "/run/secrets/node-token";
   };
 }

@@ -33,13 +33,17 @@
             ./box.nix
             (
               { pkgs, ... }:
+              let
+                placementFile = cortex.lib.placement {
+                  inherit pkgs models;
+                  hosts.box = machine;
+                };
+              in
               {
+                services.cortex = { inherit placementFile; };
                 services.neuron = {
+                  inherit placementFile;
                   package = pkgs.neuron-cpu;
-                  placementFile = cortex.lib.placement {
-                    inherit pkgs models;
-                    hosts.box = machine;
-                  };
                 };
               }
             )

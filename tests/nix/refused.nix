@@ -89,6 +89,10 @@ in
     module = gateway { settings.timeouts.drain_ms = 8; };
     says = "unknown field `drain_ms`";
   };
+  a-placement-of-the-gateway-named-twice = {
+    module = gateway { settings.gateway.placement_file = "/srv/placement.json"; };
+    says = "services.cortex.settings.gateway.placement_file is set by services.cortex.placementFile: set that instead.";
+  };
   a-placement-without-this-host = {
     module = (neuron { placementFile = ./placement/before.json; }) // {
       networking.hostName = "gpu-7";

@@ -166,7 +166,9 @@ fn with_secrets(mut config: GatewayConfig) -> Result<GatewayConfig> {
         std::fs::read_to_string(path)
             .map_err(|error| CliError::new(format!("cannot read {}: {error}", path.display())).note(format!("gateway.{key} names it")))
     };
-    if let Some(path) = &config.gateway.node_token_file {
+    // What systemd hands over wins, as it does at the nodes.
+    let credential = std::env::var_os("CREDENTIALS_DIRECTORY").map(|folder| Path::new(&folder).join("node-token"));
+    if let Some(path) = credential.filter(|file| file.exists()).as_ref().or(config.gateway.node_token_file.as_ref()) {
         config.gateway.node_token = read("node_token_file", path)?.trim().to_owned();
     }
     match config.gateway.keys_file.clone() {
