@@ -9,11 +9,12 @@ use cortex_core::placement::Placement;
 use cortex_core::{Harness, ModelId, ModelReport, ModelSpec, ModelStatus};
 use cortex_gateway::{Gateway, Listeners, RunningGateway};
 use neuron::config::{ModelArg, NeuronConfig, process_env};
-use neuron::{Daemon, RunningDaemon};
+use neuron::{Daemon, Ended, RunningDaemon};
 use sd_notify::NotifyState;
 
 use crate::banner::Banner;
 use crate::error::{CliError, Result};
+use crate::log::Logging;
 use crate::serve::{cannot_listen, listen, notify, stop};
 use crate::signals::StopSignals;
 use crate::style::Style;
@@ -44,15 +45,18 @@ pub(crate) struct UpArgs {
 /// Loads, serves until told to stop, then lets open requests end.
 pub(crate) async fn run(args: UpArgs) -> Result<()> {
     // A load that fails is told by the command itself.
-    let _logging = log::start("warn,neuron::harness=error")?;
+    let logging = log::start("warn,neuron::harness=error")?;
     let mut signals = StopSignals::listen()?;
-    let (gateway, daemon) = tokio::select! {
+    let (gateway, mut daemon) = tokio::select! {
         started = start(args) => started?,
         // Nobody is served yet, so there is nothing to drain.
         () = signals.next() => return Ok(()),
     };
     notify(NotifyState::Ready);
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        ended = daemon.ended() => return Err(go_on(ended, gateway, daemon, logging).await),
+    }
     notify(NotifyState::Stopping);
     eprintln!("draining; Ctrl-C again stops at once");
     let drain = async {
@@ -61,6 +65,22 @@ pub(crate) async fn run(args: UpArgs) -> Result<()> {
         drained
     };
     stop(&mut signals, drain).await
+}
+
+/// After a device failed: the program anew, in this one's place. Answers only when that cannot be.
+async fn go_on(ended: Ended, gateway: RunningGateway, daemon: RunningDaemon, logging: Logging) -> CliError {
+    let reason = match ended {
+        Ended::ServerFailed(error) => return error.into(),
+        Ended::DeviceFailed(reason) => reason,
+    };
+    eprintln!("a device failed, starting anew: {reason}");
+    let legacy = daemon.leave().await;
+    gateway.shutdown().await;
+    drop(logging);
+    match legacy {
+        Ok(legacy) => legacy.hand_over().into(),
+        Err(error) => CliError::new(format!("{error:#}")).note(format!("the last one: {reason}")),
+    }
 }
 
 /// Takes the addresses first, because that fails fast; then loads; then opens the door.

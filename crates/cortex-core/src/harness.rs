@@ -310,6 +310,14 @@ pub enum HarnessError {
         /// The one the node has.
         current: u64,
     },
+    /// A device failed, and the models on it are being loaded anew.
+    #[error("{reason}; its models come back by themselves, retry in {retry_after_s} s")]
+    DeviceFailed {
+        /// Which error the device is stuck in.
+        reason: String,
+        /// When to come back, in seconds.
+        retry_after_s: u64,
+    },
     /// The daemon is draining or the model is being unloaded.
     #[error("the node is shutting down or the model is being unloaded")]
     ShuttingDown,

@@ -177,7 +177,7 @@ impl Engine {
     /// What outlives the patience of a drain is told so.
     fn drop_late(&mut self) {
         if self.draining.as_ref().is_some_and(|draining| Instant::now() >= draining.until) {
-            self.give_up(&HarnessError::ShuttingDown);
+            self.give_up(&self.ranks.loss().map_or(HarnessError::ShuttingDown, HarnessError::from));
         }
     }
 
@@ -222,7 +222,8 @@ impl Engine {
         let Some(InFlight { step, outcome }) = self.in_flight.pop_front() else { return };
         match outcome.wait() {
             Ok(output) => self.commit(&step, output),
-            Err(error) => self.fail(&step, &error),
+            // The ranks beside one whose device failed only know that they waited in vain.
+            Err(error) => self.fail(&step, &self.ranks.loss().unwrap_or(error)),
         }
     }
 
@@ -287,9 +288,16 @@ impl Engine {
     fn fail(&mut self, step: &Step, error: &DeviceError) {
         error!(%error, sequences = step.chunks.len(), "a step failed");
         // The ranks of a split model cannot be brought back into step.
-        self.stats.failed(error.is_lasting() || self.ranks.devices().len() > 1);
+        if error.is_lasting() || self.ranks.devices().len() > 1 {
+            self.stats.failed(error);
+        }
+        if let DeviceError::Failed(_) = error {
+            // With the device's memory all sequences are lost, also those that were not in this step.
+            self.give_up(&error.clone().into());
+            return;
+        }
         for chunk in &step.chunks {
-            self.end_with(chunk.id, HarnessError::Internal(error.to_string()));
+            self.end_with(chunk.id, error.clone().into());
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cortex_core::HarnessError;
+
 /// A checkpoint that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -89,6 +91,9 @@ pub enum DeviceError {
     /// The device does not hold this model.
     #[error("the device does not hold this model; load it again")]
     NotLoaded,
+    /// The device failed, and all that was in its memory is lost. Only another process can use it again.
+    #[error("the device failed: {0}")]
+    Failed(String),
     /// The device's thread has ended.
     #[error("the device's thread has ended; restart neuron")]
     Gone,
@@ -98,5 +103,17 @@ impl DeviceError {
     /// True when only loading the model again can help.
     pub fn is_lasting(&self) -> bool {
         !matches!(self, Self::Step(_))
+    }
+}
+
+/// Seconds after which the next process usually has the model back.
+const RETURN_S: u64 = 5;
+
+impl From<DeviceError> for HarnessError {
+    fn from(error: DeviceError) -> Self {
+        match error {
+            DeviceError::Failed(_) => Self::DeviceFailed { reason: error.to_string(), retry_after_s: RETURN_S },
+            other => Self::Internal(other.to_string()),
+        }
     }
 }

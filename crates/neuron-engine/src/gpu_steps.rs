@@ -63,35 +63,45 @@ impl GpuSteps {
     }
 
     /// Queues the draw of a token for each row.
-    pub(crate) fn draw(&mut self, batch: &Batch, logits: &Tensor) -> Result<DrawnTokens> {
+    pub(crate) fn draw(&mut self, batch: &Batch, logits: &Tensor) -> Result<DrawnRows> {
         let asked: Vec<(SequenceId, &Sample)> =
             batch.sequences.iter().filter_map(|share| Some((share.id, share.sample.as_ref()?))).collect();
         let rows: Vec<Row> = asked.iter().map(|(_, sample)| sample.row().on_device()).collect();
         let outcome = self.sampler.draw(logits, &rows)?;
-        let delivery = self.outbox.send(outcome.words())?;
         let ids: Vec<SequenceId> = asked.into_iter().map(|(id, _)| id).collect();
         self.tokens = Some(outcome.tokens()?);
         self.rows = ids.iter().enumerate().map(|(row, id)| (*id, row as u32)).collect();
-        Ok(DrawnTokens { ids, outcome, delivery })
+        Ok(DrawnRows { ids, outcome })
     }
+
+    /// Sends what was drawn to the host.
+    pub(crate) fn send(&mut self, drawn: DrawnRows) -> Result<DrawnTokens> {
+        Ok(DrawnTokens { delivery: self.outbox.send(drawn.outcome.words())?, drawn })
+    }
+}
+
+/// The tokens of a step on the device.
+pub(crate) struct DrawnRows {
+    ids: Vec<SequenceId>,
+    outcome: Outcome,
 }
 
 /// The tokens of a step on their way to the host.
 pub(crate) struct DrawnTokens {
-    ids: Vec<SequenceId>,
-    outcome: Outcome,
+    drawn: DrawnRows,
     delivery: Delivery,
 }
 
 impl DrawnTokens {
     /// Waits for them.
     pub(crate) fn wait(self) -> StepOutcome {
+        let DrawnRows { ids, outcome } = self.drawn;
         let words = self.delivery.wait();
-        let rows = words.and_then(|words| self.outcome.read(&words)).map_err(|error| DeviceError::Step(error.to_string()))?;
+        let rows = words.and_then(|words| outcome.read(&words)).map_err(|error| DeviceError::Step(error.to_string()))?;
         let token = |(id, row): (SequenceId, std::result::Result<Drawn, Fault>)| match row {
             Ok(drawn) => Ok((id, Sampled::from(drawn))),
             Err(fault) => Err(DeviceError::Step(SampleError::from(fault).to_string())),
         };
-        Ok(StepOutput { sampled: self.ids.into_iter().zip(rows).map(token).collect::<std::result::Result<_, _>>()? })
+        Ok(StepOutput { sampled: ids.into_iter().zip(rows).map(token).collect::<std::result::Result<_, _>>()? })
     }
 }

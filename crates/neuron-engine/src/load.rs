@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::DType;
 use cortex_core::ModelId;
@@ -61,6 +61,8 @@ pub struct EngineLimits {
     pub prefix_cache: bool,
     /// Whether the next step is planned and handed over while the device computes this one.
     pub lookahead: bool,
+    /// A step of a split model that takes longer is taken for one whose ranks wait for each other in vain, and given up.
+    pub step_max: Duration,
 }
 
 /// For A/B comparison only; the default is what the model was trained for.
@@ -74,7 +76,14 @@ pub struct Switches {
 
 impl Default for EngineLimits {
     fn default() -> Self {
-        Self { step_tokens_max: 512, running_max: 128, waiting_max: 1024, prefix_cache: true, lookahead: true }
+        Self {
+            step_tokens_max: 512,
+            running_max: 128,
+            waiting_max: 1024,
+            prefix_cache: true,
+            lookahead: true,
+            step_max: Duration::from_secs(30),
+        }
     }
 }
 
@@ -103,7 +112,7 @@ pub async fn load(devices: &DeviceSet, id: ModelId, folder: PathBuf, options: Lo
     let started = Instant::now();
     let dtype = held_as(options.dtype.as_deref())?;
     let ranks = devices.ranks(options.tensor_parallel, options.devices.as_deref())?;
-    let group = devices.group(&ranks);
+    let group = devices.group(&ranks, options.limits.step_max).map_err(|error| LoadError::Device(error.to_string()))?;
     let checkpoint = Checkpoint::open(folder, options.switches).await?;
     let precision = checkpoint.precision(dtype, group.first().is_gpu());
     let memory = group.first().memory().await.map_err(|error| LoadError::Device(error.to_string()))?;
@@ -216,8 +225,7 @@ async fn load_on(
         comm: rank.comm.clone(),
         vision: options.switches.vision,
     };
-    let loads = join_all(ranks.iter().map(|rank| rank.device.load(key, shard(rank)))).await;
-    let reports = loads.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let reports = group.load(key, ranks.iter().map(shard).collect()).await?;
     let Some(spec) = reports[0].cache else { return Ok(Loaded { kv: None, reports }) };
     let memory = group.first().memory().await.map_err(|error| LoadError::Device(error.to_string()))?;
     // On a GPU every rank has its own; on a processor they share.
@@ -237,7 +245,7 @@ fn start_engine(
     end_tokens: &[u32],
     stats: Arc<EngineStats>,
 ) -> Result<EngineDoor, LoadError> {
-    let EngineLimits { step_tokens_max, running_max, waiting_max, prefix_cache, lookahead } = limits;
+    let EngineLimits { step_tokens_max, running_max, waiting_max, prefix_cache, lookahead, .. } = limits;
     let (commands, inbox) = mpsc::channel(waiting_max);
     let blocks = BlockManager::new(kv.blocks, BLOCK_SIZE, prefix_cache);
     let scheduler = Scheduler::new(Limits { step_tokens_max, running_max, waiting_max, lookahead }, blocks);

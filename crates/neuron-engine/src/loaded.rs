@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelId, Prompt, Relevances};
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -14,6 +14,7 @@ use crate::cache::kv_cache::BLOCK_SIZE;
 use crate::device::RankGroup;
 use crate::device::command::ModelKey;
 use crate::engine::{EngineCommand, Submission};
+use crate::error::DeviceError;
 use crate::frontend::{Frontend, PreparedPrompt};
 use crate::generation::{TokenEvent, channel, event_stream};
 use crate::image::EncodedImage;
@@ -93,7 +94,20 @@ impl LoadedModel {
 
     /// Its figures of this moment.
     pub fn health(&self) -> ModelHealth {
-        self.inner.stats.report(&self.inner.info.id)
+        let health = self.inner.stats.report(&self.inner.info.id);
+        ModelHealth { servable: health.servable && self.inner.ranks.loss().is_none(), ..health }
+    }
+
+    /// Waits until a step fails in a way that only a new load mends, and tells why. For ever, when a whole device fails, which no load mends,
+    /// or once the model is unloaded. Does not keep it loaded.
+    pub fn lost(&self) -> BoxFuture<'static, String> {
+        let mut failures = self.inner.stats.failures();
+        Box::pin(async move {
+            match failures.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone()) {
+                None | Some(DeviceError::Failed(_)) => std::future::pending().await,
+                Some(error) => error.to_string(),
+            }
+        })
     }
 
     /// How often a sequence lost its blocks to another and was computed anew.
@@ -167,8 +181,7 @@ impl LoadedModel {
         let tokens = inputs.iter().map(|input| input.ids.len()).sum::<usize>() as u32;
         let mut outputs = Vec::with_capacity(inputs.len());
         for batch in batches(inputs) {
-            let encoded = self.inner.ranks.first().encode(self.inner.key, batch).await;
-            outputs.extend(encoded.map_err(|error| HarnessError::Internal(error.to_string()))?);
+            outputs.extend(self.inner.ranks.first().encode(self.inner.key, batch).await?);
         }
         Ok((outputs, tokens))
     }
@@ -204,10 +217,10 @@ impl LoadedModel {
                 "this model writes nothing: it is one for /v1/embeddings or /v1/rerank; GET /v1/models tells which",
             )
         })?;
-        if self.inner.stats.servable() {
-            Ok(door)
-        } else {
-            Err(HarnessError::Internal("this model failed in an earlier step; unload it and load it again".into()))
+        match self.inner.ranks.loss().or_else(|| self.inner.stats.failure()) {
+            None => Ok(door),
+            Some(error @ DeviceError::Failed(_)) => Err(error.into()),
+            Some(_) => Err(HarnessError::Internal("this model failed in an earlier step; unload it and load it again".into())),
         }
     }
 

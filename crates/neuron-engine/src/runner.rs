@@ -35,15 +35,17 @@ pub struct ModelRunner {
     /// What a GPU keeps from step to step.
     gpu: GpuSteps,
     completions: Completions,
-    comm: Arc<dyn Collective>,
     shard: Shard,
     device: Device,
     weight_bytes: u64,
+    /// Last, since captured steps hold on to it.
+    company: Company,
 }
 
 impl ModelRunner {
     /// Reads this rank's part of the checkpoint. The KV cache comes later: its size depends on what is left.
     pub fn load(load: ShardLoad, device: Device, completions: Completions) -> std::result::Result<Self, LoadError> {
+        load.comm.join(&device).map_err(|error| LoadError::Device(error.to_string()))?;
         let weights = Weights::open(&load.folder, &device, load.precision)?;
         let model = build(&load.config, &weights, load.comm.clone(), load.shard)?;
         let vision = build_vision(&load.config, &weights, load.vision)?;
@@ -55,7 +57,7 @@ impl ModelRunner {
             drawn: SequenceMap::default(),
             gpu: GpuSteps::default(),
             completions,
-            comm: load.comm,
+            company: Company(load.comm),
             shard: load.shard,
             weight_bytes: weights.loaded_bytes(),
             device,
@@ -81,7 +83,7 @@ impl ModelRunner {
 
     /// Tells the other ranks that this one's step failed.
     pub fn abort(&self) {
-        self.comm.abort();
+        self.company.0.abort();
     }
 
     /// One step of a decoder. A processor is done when this returns and answers at once; a GPU goes on, and answers when it is done.
@@ -106,11 +108,13 @@ impl ModelRunner {
         };
         let visual = visual(&batch, &step.images, vision.as_deref(), features, device)?;
         let logits = gpu.forward(&**lm, &batch, &rows, visual, caches, device)?;
+        // Every rank has the same logits and draws the same tokens from them, so that the next step finds them on its own device.
+        let drawn = gpu.draw(&batch, &logits)?;
         if self.shard.rank > 0 {
             reply.answer(Ok(StepOutput::default()));
             return Ok(());
         }
-        let (drawn, reply) = (gpu.draw(&batch, &logits)?, reply.clone());
+        let (drawn, reply) = (gpu.send(drawn)?, reply.clone());
         self.completions.run(move || reply.answer(drawn.wait()));
         Ok(())
     }
@@ -142,7 +146,7 @@ impl ModelRunner {
             return Ok(drawn);
         }
         let ids: Vec<u32> = waiting.iter().map(|id| drawn.get(id).copied().unwrap_or_default()).collect();
-        let all = self.comm.all_gather(Tensor::from_vec(ids, waiting.len(), &self.device)?, 0)?;
+        let all = self.company.0.all_gather(Tensor::from_vec(ids, waiting.len(), &self.device)?, 0)?;
         let ids = all.narrow(0, 0, waiting.len())?.to_vec1::<u32>()?;
         Ok(waiting.into_iter().zip(ids).collect())
     }
@@ -155,6 +159,15 @@ impl ModelRunner {
         let types: Vec<u32> = inputs.iter().flat_map(EncoderInput::types).collect();
         let row = |numbers: Vec<u32>| Tensor::new(numbers, &self.device);
         encoder.encode(&row(ids)?, &row(types)?, &lens)?.to_vec2()
+    }
+}
+
+/// The other ranks' company, left when this is dropped.
+struct Company(Arc<dyn Collective>);
+
+impl Drop for Company {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 

@@ -1,11 +1,13 @@
 //! Counters of one loaded model, written by its engine and read by anyone.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use cortex_core::{ModelHealth, ModelId};
+use tokio::sync::watch;
 
+use crate::error::DeviceError;
 use crate::scheduler::Scheduler;
 
 /// See [`ModelHealth`] for the meaning of each.
@@ -20,7 +22,7 @@ pub struct EngineStats {
     cached_tokens: AtomicU64,
     cancelled: AtomicU64,
     preempted: AtomicU64,
-    broken: AtomicBool,
+    failure: watch::Sender<Option<DeviceError>>,
     rate: Mutex<Rate>,
 }
 
@@ -86,14 +88,25 @@ impl EngineStats {
         self.preempted.load(Relaxed)
     }
 
-    /// A step failed. Some failures leave the model unusable until it is loaded again.
-    pub fn failed(&self, lasting: bool) {
-        self.broken.fetch_or(lasting, Relaxed);
+    /// A step failed in a way that leaves the model unusable until it is loaded again.
+    pub fn failed(&self, error: &DeviceError) {
+        // The first says why; what follows is its consequence.
+        self.failure.send_if_modified(|failure| failure.is_none() && failure.replace(error.clone()).is_none());
     }
 
-    /// False after a failure that only a new load mends.
+    /// The failure that only a new load mends.
+    pub fn failure(&self) -> Option<DeviceError> {
+        self.failure.borrow().clone()
+    }
+
+    /// Tells when it comes.
+    pub fn failures(&self) -> watch::Receiver<Option<DeviceError>> {
+        self.failure.subscribe()
+    }
+
+    /// False after such a failure.
     pub fn servable(&self) -> bool {
-        !self.broken.load(Relaxed)
+        self.failure.borrow().is_none()
     }
 
     /// Seconds until `tokens` waiting tokens are through, by the recent rate; between 1 and 60.

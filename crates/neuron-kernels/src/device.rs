@@ -1,9 +1,9 @@
 //! GPUs as whole devices: which there are, their memory, and whether they still answer.
 
 #[cfg(feature = "cuda")]
-pub use crate::cuda::device::{check, count, forget, memory, open, release_unused};
+pub use crate::cuda::device::{check, count, fail, forget, memory, open, probe, release_unused};
 #[cfg(not(feature = "cuda"))]
-pub use none::{check, count, forget, memory, open, release_unused};
+pub use none::{check, count, fail, forget, memory, open, probe, release_unused};
 
 /// Bytes of a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,4 +62,21 @@ mod none {
 
     /// Lets go of what this thread keeps for the device.
     pub fn forget(_device: &Device) {}
+
+    /// How to learn why the device does nothing any more.
+    ///
+    /// # Errors
+    /// Never without a GPU.
+    #[allow(clippy::type_complexity)]
+    pub fn probe(_device: &Device) -> Result<Option<Box<dyn Fn() -> Option<String> + Send + Sync>>> {
+        Ok(None)
+    }
+
+    /// Makes the device fail.
+    ///
+    /// # Errors
+    /// Always: there is no GPU.
+    pub fn fail(_device: &Device) -> Result<()> {
+        bail!("only a GPU can be made to fail")
+    }
 }

@@ -10,6 +10,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
+pub mod nccl;
 mod op;
 pub mod sampling;
 mod staging;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 pub use op::add_rms_norm::add_rms_norm;
 pub use op::embedding::embedding;
 pub use op::gelu::{gelu_erf, gelu_tanh};
+pub use op::interleave::interleave;
 pub use op::layer_norm::layer_norm;
 pub use op::linear::{gated_linear, linear, linear_f32};
 pub use op::moe_experts::moe_experts;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cortex_core::{Capability, Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt, Relevances};
+use futures::future::BoxFuture;
 use neuron_engine::image::EncodedImage;
 
 /// Loads models onto devices.
@@ -13,6 +14,10 @@ use neuron_engine::image::EncodedImage;
 pub trait Backend: Send + Sync + 'static {
     /// The devices, as `/discovery` names them (`cpu-0`).
     fn device_names(&self) -> Vec<String>;
+    /// Why each device does nothing any more, where that is so; in the order of the names.
+    fn faults(&self) -> Vec<Option<String>>;
+    /// Waits until a device fails, and tells why.
+    fn failure(&self) -> BoxFuture<'static, String>;
     /// What the checkpoint in `folder` is, from its small files alone; `None` where they do not tell.
     fn describe(&self, folder: &Path) -> Option<Described>;
     /// Loads the checkpoint in `folder`. The error says what to do.
@@ -26,6 +31,8 @@ pub trait Served: Send + Sync + 'static {
     fn info(&self) -> ServedInfo;
     /// Figures of this moment.
     fn health(&self) -> ModelHealth;
+    /// Waits until it breaks in a way that only a new load mends, and tells why. Does not keep the model in memory.
+    fn lost(&self) -> BoxFuture<'static, String>;
     /// As [`cortex_core::Harness::generate`]; `images` are encoded pictures in order of appearance.
     async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError>;
     /// As [`cortex_core::Harness::embed`].

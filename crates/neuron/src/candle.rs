@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cortex_core::{Embeddings, EventStream, GenerateRequest, HarnessError, ModelHealth, ModelSpec, Prompt, Relevances};
+use futures::future::BoxFuture;
 use neuron_engine::frontend::RopePositions;
 use neuron_engine::image::EncodedImage;
 use neuron_engine::models::qwen3_vl_vision::VisionSwitches;
@@ -37,7 +38,12 @@ impl CandleBackend {
                 devices
             }
         };
-        Ok(Self { devices, limits: config.limits, vision: config.vision })
+        Ok(Self::over(devices, config))
+    }
+
+    /// The engine over these devices.
+    pub fn over(devices: DeviceSet, config: &NeuronConfig) -> Self {
+        Self { devices, limits: config.limits, vision: config.vision }
     }
 
     /// What the model asks, in the engine's words.
@@ -73,6 +79,14 @@ impl Backend for CandleBackend {
         self.devices.names()
     }
 
+    fn faults(&self) -> Vec<Option<String>> {
+        self.devices.faults()
+    }
+
+    fn failure(&self) -> BoxFuture<'static, String> {
+        self.devices.failure()
+    }
+
     fn describe(&self, folder: &Path) -> Option<Described> {
         let config = load_config(folder).ok()?;
         Some(Described { architecture: config.architecture.to_owned(), capabilities: config.capabilities() })
@@ -105,6 +119,10 @@ impl Served for CandleModel {
 
     fn health(&self) -> ModelHealth {
         self.0.health()
+    }
+
+    fn lost(&self) -> BoxFuture<'static, String> {
+        self.0.lost()
     }
 
     async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use cortex_core::{ModelId, ModelSpec};
 use serde::Deserialize;
 
+use crate::renewal::{self, Legacy};
+
 pub use cli::{Cli, Command, ModelArg};
 pub use network::Network;
 pub(crate) use network::is_public;
@@ -58,6 +60,9 @@ pub struct NeuronConfig {
     /// `node-token` among the credentials that systemd hands over; wins over `token_file`.
     #[serde(skip)]
     pub credential: Option<PathBuf>,
+    /// What this process was left by the one whose place it took.
+    #[serde(skip)]
+    pub legacy: Legacy,
 }
 
 /// `[tls]`: two PEM files, read again on SIGHUP, and within seconds when they are replaced.
@@ -212,6 +217,7 @@ impl Default for NeuronConfig {
             images: ImageLimits::default(),
             vision: VisionConfig::default(),
             credential: None,
+            legacy: Legacy::default(),
         }
     }
 }
@@ -293,6 +299,10 @@ impl NeuronConfig {
         set_switch(env, "NEURON_VISION_LEGACY_ROPE", &mut self.vision.legacy_rope)?;
         set_switch(env, "NEURON_MROPE", &mut self.vision.mrope)?;
         set_switch(env, "NEURON_CPU_ONLY", &mut self.cpu.only)?;
+        if let Some(legacy) = env(renewal::VARIABLE) {
+            self.legacy = serde_json::from_str(&legacy)
+                .map_err(|error| invalid(renewal::VARIABLE, format!("is not for people: {error}; unset it")))?;
+        }
         Ok(self)
     }
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use axum::Router;
@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use cortex_core::Harness;
+use cortex_core::{Harness, ModelSpec};
 use cortex_net::{CertificateFiles, Identity, Serving};
 use hyper_util::service::TowerToHyperService;
 use neuron_api::ApiLimits;
@@ -28,6 +28,7 @@ use crate::config::{NeuronConfig, Secret, TlsConfig};
 use crate::harness::CandleHarness;
 use crate::metrics;
 use crate::preload::{Declared, Preloaded, Preloader};
+use crate::renewal::Legacy;
 
 /// Connections open at once: those of a few gateways with all their requests.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -37,6 +38,18 @@ const HEAD_WAIT_MAX: Duration = Duration::from_secs(120);
 
 /// Starts nodes.
 pub struct Daemon;
+
+/// Why a node cannot go on.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nobody can reach it any more.
+    ServerFailed(anyhow::Error),
+    /// A device failed, so that only another process can use the GPUs: see [`RunningDaemon::leave`].
+    DeviceFailed(String),
+}
+
+/// How long clients may take to hear that their streams ended.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// A node that listens. Dropping it leaves it running; [`RunningDaemon::shutdown`] ends it.
 pub struct RunningDaemon {
@@ -86,6 +99,9 @@ impl Daemon {
             tokio::spawn(kill.clone().run_until_cancelled_owned(Arc::clone(identity).keep_fresh()));
         }
         let preloader = Preloader::start(harness.clone(), Declared::of(&config));
+        if !config.legacy.models.is_empty() {
+            tokio::spawn(inherit(harness.clone(), config.legacy.models.clone(), preloader.ended()));
+        }
         tracing::info!(%addr, tls = identity.is_some(), "listening");
         let drain_max = Duration::from_secs(config.drain_s_max);
         Ok(RunningDaemon { addr, harness, drain_max, identity, stop, kill, connections, server, preloader, config })
@@ -140,11 +156,42 @@ impl RunningDaemon {
         tracing::info!("stopped");
     }
 
-    /// Ends when the server itself ends, which it does only when it breaks.
-    pub async fn failed(&mut self) -> anyhow::Error {
-        match (&mut self.server).await {
+    /// Ends when the node cannot go on.
+    pub async fn ended(&mut self) -> Ended {
+        let ended = tokio::select! {
+            reason = self.harness.device_failure() => return Ended::DeviceFailed(reason),
+            ended = &mut self.server => ended,
+        };
+        Ended::ServerFailed(match ended {
             Ok(()) => anyhow::anyhow!("the server stopped by itself"),
             Err(error) => anyhow::Error::new(error).context("the server broke off"),
+        })
+    }
+
+    /// After a device failed: lets clients be told so, and answers what the process that takes this one's place is to know. An error when
+    /// that would not be the first time.
+    pub async fn leave(self) -> anyhow::Result<Legacy> {
+        let legacy = self.config.legacy.after_failure(self.harness.loaded(), SystemTime::now());
+        self.harness.begin_drain();
+        self.stop.cancel();
+        self.connections.close();
+        // Every stream has ended by now, so this takes only as long as its end needs to reach the client.
+        if tokio::time::timeout(LAST_WORDS_MAX, self.connections.wait()).await.is_err() {
+            tracing::warn!("some clients could not be told that their streams ended");
+        }
+        legacy
+    }
+}
+
+/// Loads what the process before this one had in memory, as far as it is not there yet.
+async fn inherit(harness: Arc<CandleHarness>, models: Vec<ModelSpec>, mut preloads: watch::Receiver<Option<Vec<Preloaded>>>) {
+    // A preloader that ended does nothing more.
+    let _ = preloads.wait_for(Option::is_some).await;
+    for spec in models {
+        let id = spec.model_id.clone();
+        match harness.load(spec).await {
+            Ok(_) => tracing::info!(model = %id, "back in memory"),
+            Err(error) => tracing::warn!(model = %id, "not back in memory: {error}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The node's abilities over an engine: models are found, fetched, loaded once however many ask, served, and unloaded.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -9,8 +9,10 @@ use cortex_core::{
     Discovery, EmbedRequest, Embeddings, EventStream, GenerateRequest, Harness, HarnessError, Health, ModelId, ModelReport, ModelSpec,
     Prompt, Relevances, RerankRequest, UnloadRequest,
 };
+use futures::future::BoxFuture;
 use neuron_engine::image::EncodedImage;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Served};
 use crate::config::NeuronConfig;
@@ -19,7 +21,7 @@ use crate::download::{DownloadError, Downloader, ProgressFn};
 use crate::gpu::Driver;
 use crate::health;
 use crate::images::Images;
-use crate::registry::{LoadJob, LoadStep, Outcome, Registry, UnloadStep};
+use crate::registry::{LoadJob, LoadStep, Outcome, Registry, Revival, UnloadStep};
 use crate::source::ModelSource;
 
 /// The real node: candle behind [`Harness`].
@@ -86,6 +88,16 @@ impl CandleHarness {
         futures::future::join_all(unloads).await;
     }
 
+    /// Waits until a device fails, and tells why.
+    pub fn device_failure(&self) -> BoxFuture<'static, String> {
+        self.node.backend.failure()
+    }
+
+    /// What is in memory, as it was asked for.
+    pub fn loaded(&self) -> Vec<ModelSpec> {
+        self.node.registry().loaded()
+    }
+
     async fn unload_model(&self, id: &ModelId, generation: Option<u64>, drain: Duration) -> Result<(), HarnessError> {
         loop {
             let step = self.node.registry().begin_unload(id, generation)?;
@@ -120,7 +132,7 @@ impl Harness for CandleHarness {
 
     fn health(&self) -> Health {
         let node = &self.node;
-        let devices = health::devices(&node.device_names, &node.driver);
+        let devices = health::devices(&node.device_names, node.backend.faults(), &node.driver);
         let registry = node.registry();
         Health { uptime_s: node.started.elapsed().as_secs_f64(), ready: !registry.is_draining(), devices, models: registry.health() }
     }
@@ -212,8 +224,37 @@ impl Node {
             Ok(_) => tracing::info!(model = %spec.model_id, load_s, "loaded"),
             Err(error) => tracing::warn!(model = %spec.model_id, "{error}"),
         }
-        let told = self.registry().settle(spec, result, load_s);
+        let model = result.as_ref().ok().map(|model| (Arc::downgrade(model), model.lost()));
+        let (id, watch) = (spec.model_id.clone(), CancellationToken::new());
+        let told = self.registry().settle(spec, result, load_s, watch.clone().drop_guard());
+        if let Some((model, lost)) = model {
+            tokio::spawn(self.clone().stand_by(id, model, lost, watch));
+        }
         outcome.send_replace(Some(told));
+    }
+
+    /// Until the model is to leave memory: brings it back when it breaks.
+    fn stand_by(
+        self: Arc<Self>,
+        id: ModelId,
+        model: Weak<dyn Served>,
+        lost: BoxFuture<'static, String>,
+        watch: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Some(reason) = watch.run_until_cancelled(lost).await else { return };
+            let Some(model) = model.upgrade() else { return };
+            let Some(revival) = self.registry().begin_revival(&id, &model, &reason, Instant::now()) else { return };
+            tracing::error!(model = %id, "broken, and loaded anew: {reason}");
+            // Nothing of it goes on; this frees its memory.
+            if let Err(error) = tokio::spawn(async move { model.unload(Duration::ZERO).await }).await {
+                tracing::error!(model = %id, "the unload broke off: {error}");
+            }
+            match revival {
+                Revival::Load(job) => self.carry_out(job).await,
+                Revival::GiveUp(reason) => tracing::error!(model = %id, "{reason}"),
+            }
+        })
     }
 
     /// The folder of the model's files, fetched where it must be.

@@ -5,10 +5,11 @@ use cortex_core::DeviceHealth;
 use crate::discovery::{HostMemory, host_memory, read};
 use crate::gpu::Driver;
 
-/// The figures of each of the engine's devices, in their order.
-pub fn devices(device_names: &[String], driver: &Driver) -> Vec<DeviceHealth> {
+/// The figures of each of the engine's devices, in their order; `faults` says why some do nothing any more.
+pub fn devices(device_names: &[String], faults: Vec<Option<String>>, driver: &Driver) -> Vec<DeviceHealth> {
     let host = host_memory(&read("/proc/meminfo"));
-    device_names.iter().map(|name| device(name, host, driver)).collect()
+    let faults = faults.into_iter().chain(std::iter::repeat(None));
+    device_names.iter().zip(faults).map(|(name, poisoned)| DeviceHealth { poisoned, ..device(name, host, driver) }).collect()
 }
 
 fn device(name: &str, host: HostMemory, driver: &Driver) -> DeviceHealth {

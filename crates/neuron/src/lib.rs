@@ -18,8 +18,9 @@ pub mod metrics;
 pub mod preload;
 pub mod pulse;
 mod registry;
+pub mod renewal;
 pub mod source;
 
 pub use config::NeuronConfig;
-pub use daemon::{Daemon, RunningDaemon};
+pub use daemon::{Daemon, Ended, RunningDaemon};
 pub use harness::CandleHarness;

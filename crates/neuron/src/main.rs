@@ -4,13 +4,14 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use cortex_core::Harness;
 use neuron::bench::{self, BenchArgs};
 use neuron::config::{Cli, Command, LogSettings, process_env};
 use neuron::preload::Preloaded;
 use neuron::pulse::Pulse;
-use neuron::{Daemon, NeuronConfig, RunningDaemon, logging};
+use neuron::{Daemon, Ended, NeuronConfig, RunningDaemon, logging};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -86,7 +87,12 @@ async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
         anyhow::bail!("the API on {} does not answer: {reason}", daemon.addr);
     }
     tell(&[NotifyState::Ready, NotifyState::Status(&format!("listens on {}", daemon.addr))]);
-    serve(cli, &mut daemon, &mut signals).await?;
+    if let Stopped::DeviceFailed(reason) = serve(cli, &mut daemon, &mut signals).await? {
+        tracing::error!("a device failed, starting anew: {reason}");
+        tell(&[NotifyState::Status(&format!("a device failed, starting anew: {reason}"))]);
+        let legacy = daemon.leave().await.with_context(|| format!("a device failed: {reason}"))?;
+        return Err(legacy.hand_over());
+    }
     tell(&[NotifyState::Stopping]);
     tracing::info!("draining; a second signal stops at once");
     let drained = daemon.shutdown();
@@ -101,15 +107,24 @@ async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
     }
 }
 
-/// Until told to stop.
-async fn serve(cli: &Cli, daemon: &mut RunningDaemon, signals: &mut Signals) -> anyhow::Result<()> {
+/// Why it does not serve any more.
+enum Stopped {
+    Told,
+    DeviceFailed(String),
+}
+
+/// Until told to stop, or until a device fails.
+async fn serve(cli: &Cli, daemon: &mut RunningDaemon, signals: &mut Signals) -> anyhow::Result<Stopped> {
     let mut pulse = sd_notify::watchdog_enabled().map(|limit| Pulse::new(daemon.addr, daemon.speaks_tls(), limit));
     let mut preloads = daemon.preloads();
     loop {
         tokio::select! {
-            error = daemon.failed() => return Err(error),
+            ended = daemon.ended() => return match ended {
+                Ended::DeviceFailed(reason) => Ok(Stopped::DeviceFailed(reason)),
+                Ended::ServerFailed(error) => Err(error),
+            },
             told = signals.next() => match told {
-                Told::Stop => return Ok(()),
+                Told::Stop => return Ok(Stopped::Told),
                 Told::Reload => reload(cli, daemon),
             },
             beat = beat(pulse.as_mut()) => match beat {

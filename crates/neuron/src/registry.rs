@@ -4,16 +4,21 @@
 mod entry;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cortex_core::{HarnessError, ModelHealth, ModelId, ModelReport, ModelSpec};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::backend::{Described, Served};
 use entry::{Entry, State, refuse_other};
 
 /// Models known only because somebody asked for them; beyond this many, the oldest that is not in use is forgotten.
 const UNCONFIGURED_MAX: usize = 64;
+
+/// A model that broke so often within [`LOSS_WINDOW`] would only break again: it does not come back by itself.
+const LOSSES_MAX: usize = 4;
+const LOSS_WINDOW: Duration = Duration::from_mins(10);
 
 /// How a load ended, once it did.
 pub(crate) type Outcome = watch::Receiver<Option<Result<ModelReport, HarnessError>>>;
@@ -44,6 +49,14 @@ pub(crate) struct LoadJob {
     pub(crate) spec: ModelSpec,
     pub(crate) outcome: watch::Sender<Option<Result<ModelReport, HarnessError>>>,
     pub(crate) cancel: CancellationToken,
+}
+
+/// What becomes of a model that broke, once it is unloaded.
+pub(crate) enum Revival {
+    /// Load it again.
+    Load(LoadJob),
+    /// Leave it, for this reason.
+    GiveUp(String),
 }
 
 /// What an unload has to do next.
@@ -101,6 +114,11 @@ impl Registry {
         self.entries.iter().map(|entry| entry.id.clone()).collect()
     }
 
+    /// What is in memory, as it was asked for.
+    pub(crate) fn loaded(&self) -> Vec<ModelSpec> {
+        self.entries.iter().filter_map(Entry::loaded).cloned().collect()
+    }
+
     /// The model, if it serves right now.
     pub(crate) fn serving(&self, id: &ModelId) -> Result<Arc<dyn Served>, HarnessError> {
         match self.entry(id).map(|entry| &entry.state) {
@@ -140,12 +158,13 @@ impl Registry {
         }
     }
 
-    /// Notes how a load ended and answers what its waiters are to be told.
+    /// Notes how a load ended and answers what its waiters are to be told. `watch` is dropped when the model is to leave memory.
     pub(crate) fn settle(
         &mut self,
         spec: ModelSpec,
         result: Result<Arc<dyn Served>, HarnessError>,
         load_s: f64,
+        watch: DropGuard,
     ) -> Result<ModelReport, HarnessError> {
         let entry = self.entry_or_new(&spec.model_id.clone());
         match result {
@@ -154,7 +173,7 @@ impl Registry {
                 entry.described = Some(Described { architecture: info.architecture.clone(), capabilities: info.capabilities.clone() });
                 entry.info = Some(info);
                 entry.load_s = Some(load_s);
-                entry.state = State::Loaded { spec, model };
+                entry.state = State::Loaded { spec, model, _watch: watch };
                 Ok(entry.report())
             }
             Err(HarnessError::ShuttingDown) => {
@@ -170,6 +189,33 @@ impl Registry {
                 Err(error)
             }
         }
+    }
+
+    /// `model` broke in a way that only a new load mends: it is loading again from now on, or has failed. `None` where it is
+    /// not what this node has in memory, or is not to come back.
+    pub(crate) fn begin_revival(&mut self, id: &ModelId, model: &Arc<dyn Served>, reason: &str, now: Instant) -> Option<Revival> {
+        if self.draining {
+            return None;
+        }
+        let entry = self.entry_mut(id)?;
+        let State::Loaded { spec, model: loaded, .. } = &entry.state else { return None };
+        if !Arc::ptr_eq(loaded, model) {
+            return None;
+        }
+        let spec = spec.clone();
+        entry.losses.retain(|loss| now.duration_since(*loss) < LOSS_WINDOW);
+        entry.losses.push(now);
+        if entry.losses.len() >= LOSSES_MAX {
+            let minutes = LOSS_WINDOW.as_secs() / 60;
+            let reason = format!("it broke {LOSSES_MAX} times within {minutes} minutes, the last time: {reason}");
+            entry.state = State::Failed { reason: reason.clone() };
+            return Some(Revival::GiveUp(reason));
+        }
+        // Coming back is no new wish: what the configuration dropped stays dropped.
+        let withdrawn = entry.withdrawn;
+        let (job, _) = entry.start(&spec);
+        entry.withdrawn = withdrawn;
+        Some(Revival::Load(job))
     }
 
     pub(crate) fn begin_unload(&mut self, id: &ModelId, generation: Option<u64>) -> Result<UnloadStep, HarnessError> {

@@ -102,6 +102,9 @@ impl From<HarnessError> for ApiError {
             HarnessError::CannotLoad { .. } => Self::new(500, "server_error", Some("cannot_load"), message),
             HarnessError::StaleGeneration { .. } => Self::new(409, "invalid_request_error", Some("stale_generation"), message),
             HarnessError::ShuttingDown => Self::new(503, "server_error", Some("shutting_down"), message).with_retry_after(1),
+            HarnessError::DeviceFailed { retry_after_s, .. } => {
+                Self::new(503, "server_error", Some("device_failed"), message).with_retry_after(retry_after_s)
+            }
             HarnessError::Internal(_) => Self::new(500, "server_error", Some("internal_error"), message),
         }
     }

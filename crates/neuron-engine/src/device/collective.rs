@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// This rank's part of a model split over `world_size` devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,12 +20,20 @@ impl Shard {
 
 /// What the parallel linear layers need of the other ranks. Every rank calls the same operations in the same order.
 pub trait Collective: Send + Sync {
-    /// The sum of all ranks' `x`, added in rank order so that every rank has the same bits.
+    /// Called once on the thread of the rank's device, before anything else is done for the model there; may wait for the other ranks.
+    fn join(&self, _device: &Device) -> Result<()> {
+        Ok(())
+    }
+    /// The sum of all ranks' `x`, the same bits on every rank.
     fn all_reduce_sum(&self, x: Tensor) -> Result<Tensor>;
     /// All ranks' `x` side by side along `dim`, in rank order.
     fn all_gather(&self, x: Tensor, dim: usize) -> Result<Tensor>;
     /// Called by a rank whose step failed: whoever waits for it, now or later, gets an error instead of waiting for ever.
     fn abort(&self);
+    /// Whether that has happened. What a step computed is then worth nothing.
+    fn is_aborted(&self) -> bool;
+    /// Called on the thread of the rank's device when the model leaves it: frees what the meetings took there.
+    fn leave(&self) {}
 }
 
 /// One rank: both operations are the identity.
@@ -42,6 +50,10 @@ impl Collective for Solo {
     }
 
     fn abort(&self) {}
+
+    fn is_aborted(&self) -> bool {
+        false
+    }
 }
 
 /// Ranks that are threads of this process: tensor parallelism as a CPU test.
@@ -112,12 +124,14 @@ impl Collective for Local {
         self.meeting.table.lock().expect("no rank panics at the table").broken = true;
         self.meeting.changed.notify_all();
     }
+
+    fn is_aborted(&self) -> bool {
+        self.meeting.table.lock().expect("no rank panics at the table").broken
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     fn on_each_rank<T: Send>(world_size: usize, work: impl Fn(usize, Local) -> T + Sync) -> Vec<T> {

@@ -39,6 +39,8 @@ pub enum Command {
     Limits(Reply<Result<DeviceLimits, DeviceError>>),
     /// Frees a model; answered when its memory is back.
     Unload(ModelKey, Reply<()>),
+    /// Makes the device fail, for tests.
+    Fail(Reply<Result<(), DeviceError>>),
     /// Ends the thread after the commands before it.
     Shutdown,
 }

@@ -3,18 +3,28 @@
 pub mod collective;
 pub mod command;
 pub mod completion;
+pub mod condition;
+pub mod hardware;
 pub mod limits;
 pub mod memory;
+pub mod nccl;
 pub mod sampling;
 pub mod thread;
+mod watchdog;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use futures::FutureExt;
+use futures::executor::block_on;
+use futures::future::{BoxFuture, Either, join_all, select, select_all, try_join_all};
 use tokio::sync::oneshot;
 
 use crate::device::collective::{Collective, Local, Shard, Solo};
-use crate::device::command::{ModelKey, StepInput, StepOutcome};
+use crate::device::command::{ModelKey, ShardLoad, ShardReport, StepInput, StepOutcome};
+use crate::device::nccl::Nccl;
 use crate::device::thread::DeviceHandle;
+use crate::device::watchdog::Watchdog;
 use crate::error::{DeviceError, LoadError};
 
 /// The devices of this node, in index order.
@@ -33,28 +43,68 @@ type StepOrder = Arc<Mutex<()>>;
 pub struct RankGroup {
     devices: Vec<DeviceHandle>,
     order: StepOrder,
+    /// Rank 0's.
+    comm: Arc<dyn Collective>,
+    /// Where there are other ranks to wait for.
+    watchdog: Option<Arc<Watchdog>>,
 }
 
 /// A step that was handed to its ranks.
 pub struct PendingStep {
     /// One per rank, in rank order.
     answers: Vec<oneshot::Receiver<StepOutcome>>,
+    ranks: RankGroup,
 }
 
 impl PendingStep {
-    /// Blocks until every rank has answered; gives rank 0's output, or the first error.
+    /// Blocks until every rank has answered, one has failed, or it is clear that they will not; gives rank 0's output.
     pub fn wait(self) -> StepOutcome {
-        let outputs: Vec<_> = self.answers.into_iter().map(|answer| answer.blocking_recv().unwrap_or(Err(DeviceError::Gone))).collect();
-        let mut outputs = outputs.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(outputs.swap_remove(0))
+        let Self { answers, ranks } = self;
+        let answers = answers.into_iter().map(|answer| answer.map(|answer| answer.unwrap_or(Err(DeviceError::Gone))));
+        // A driver does not always wake those who wait for a device that failed.
+        let vain = ranks.vain();
+        let outcome = match block_on(select(try_join_all(answers), vain)) {
+            Either::Left((outputs, _)) => outputs.map(|mut outputs| outputs.swap_remove(0)),
+            Either::Right((error, _)) => Err(error),
+        };
+        if let Some(watchdog) = &ranks.watchdog {
+            watchdog.end();
+        }
+        match outcome {
+            Err(error @ DeviceError::Failed(_)) => Err(error),
+            // What such a step computed is worth nothing, and its own error only a consequence.
+            _ if ranks.comm.is_aborted() => Err(parted()),
+            outcome => outcome,
+        }
     }
+}
+
+/// What is said of a step whose ranks did not come together.
+fn parted() -> DeviceError {
+    DeviceError::Step("another rank failed in this step; reload the model".into())
 }
 
 impl RankGroup {
     /// Hands one step to every rank. They run steps in the order of submission; a further one may follow before this one's end.
     pub fn submit(&self, key: ModelKey, step: &Arc<StepInput>) -> PendingStep {
         let _order = self.order.lock().expect("no holder panics");
-        PendingStep { answers: self.devices.iter().map(|device| device.execute(key, step.clone())).collect() }
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.begin();
+        }
+        let answers = self.devices.iter().map(|device| device.execute(key, step.clone())).collect();
+        PendingStep { answers, ranks: self.clone() }
+    }
+
+    /// Hands each rank its part to load, in the same order as steps: ranks that join wait for each other.
+    pub async fn load(&self, key: ModelKey, loads: Vec<ShardLoad>) -> Result<Vec<ShardReport>, LoadError> {
+        let this = self.clone();
+        let hand_over = move || {
+            let _order = this.order.lock().expect("no holder panics");
+            this.devices.iter().zip(loads).map(|(device, load)| device.load(key, load)).collect::<Vec<_>>()
+        };
+        let gone = || LoadError::Device("a device's thread has ended; restart neuron".into());
+        let answers = tokio::task::spawn_blocking(hand_over).await.map_err(|_| gone())?;
+        join_all(answers).await.into_iter().map(|answer| answer.map_err(|_| gone())?).collect()
     }
 
     /// Rank 0's device.
@@ -65,6 +115,18 @@ impl RankGroup {
     /// The device threads, in rank order.
     pub fn devices(&self) -> &[DeviceHandle] {
         &self.devices
+    }
+
+    /// Why what these devices hold is lost, once one of them failed.
+    pub fn loss(&self) -> Option<DeviceError> {
+        self.devices.iter().find_map(|device| device.condition().look()).map(DeviceError::Failed)
+    }
+
+    /// Waits until it is clear that a step will not end.
+    fn vain(&self) -> BoxFuture<'static, DeviceError> {
+        let failures = self.devices.iter().map(|device| device.condition().clone().failure().map(DeviceError::Failed).boxed());
+        let parting = self.watchdog.clone().map(|watchdog| watchdog.parting().map(|()| parted()).boxed());
+        select_all(failures.chain(parting)).map(|(error, ..)| error).boxed()
     }
 }
 
@@ -96,6 +158,30 @@ impl DeviceSet {
         }
     }
 
+    /// These devices, at least one.
+    pub fn of(devices: Vec<DeviceHandle>) -> Self {
+        Self { devices: devices.into(), order: StepOrder::default() }
+    }
+
+    /// Why each device does nothing any more, where that is so.
+    pub fn faults(&self) -> Vec<Option<String>> {
+        self.devices.iter().map(|device| device.condition().fault()).collect()
+    }
+
+    /// Waits until a device fails, and tells which and why. For ever, once the devices' threads have ended.
+    pub fn failure(&self) -> BoxFuture<'static, String> {
+        let failure = |device: &DeviceHandle| {
+            let name = device.name().to_owned();
+            device.condition().clone().failure().map(move |reason| format!("{name}: {reason}")).boxed()
+        };
+        select_all(self.devices.iter().map(failure)).map(|(reason, ..)| reason).boxed()
+    }
+
+    /// Makes a device fail, as a kernel with an error in it would. For tests.
+    pub async fn fail(&self, index: usize) -> Result<(), DeviceError> {
+        self.devices.get(index).ok_or(DeviceError::Gone)?.fail().await
+    }
+
     /// Whether the devices are GPUs.
     pub fn are_gpus(&self) -> bool {
         self.devices.iter().any(DeviceHandle::is_gpu)
@@ -112,6 +198,10 @@ impl DeviceSet {
         self.check(world_size, &chosen)?;
         let comms: Vec<Arc<dyn Collective>> = match world_size {
             1 => vec![Arc::new(Solo)],
+            _ if self.are_gpus() => {
+                let group = Nccl::group(world_size).map_err(|error| LoadError::Device(error.to_string()))?;
+                group.into_iter().map(|rank| Arc::new(rank) as Arc<dyn Collective>).collect()
+            }
             _ => Local::group(world_size).into_iter().map(|local| Arc::new(local) as Arc<dyn Collective>).collect(),
         };
         let rank = |(rank, (index, comm)): (usize, (usize, _))| Rank {
@@ -122,9 +212,11 @@ impl DeviceSet {
         Ok(chosen.into_iter().zip(comms).enumerate().map(rank).collect())
     }
 
-    /// The same ranks, for stepping.
-    pub fn group(&self, ranks: &[Rank]) -> RankGroup {
-        RankGroup { devices: ranks.iter().map(|rank| rank.device.clone()).collect(), order: self.order.clone() }
+    /// The same ranks, for stepping; a step of several may take `step_max`.
+    pub fn group(&self, ranks: &[Rank], step_max: Duration) -> std::io::Result<RankGroup> {
+        let comm = ranks.first().map_or_else(|| Arc::new(Solo) as Arc<dyn Collective>, |rank| rank.comm.clone());
+        let watchdog = if ranks.len() > 1 { Some(Watchdog::start(comm.clone(), step_max)?) } else { None };
+        Ok(RankGroup { devices: ranks.iter().map(|rank| rank.device.clone()).collect(), order: self.order.clone(), comm, watchdog })
     }
 
     fn check(&self, world_size: usize, chosen: &[usize]) -> Result<(), LoadError> {

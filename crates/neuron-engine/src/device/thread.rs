@@ -11,6 +11,8 @@ use tracing::{error, info};
 
 use crate::device::command::{Command, ModelKey, Reply, ShardLoad, ShardReport, StepInput, StepOutcome, StepReply};
 use crate::device::completion::Completions;
+use crate::device::condition::Condition;
+use crate::device::hardware::{Gpu, Hardware, Host};
 use crate::device::limits::{self, DeviceLimits};
 use crate::device::memory::{Memory, memory_of};
 use crate::error::{DeviceError, LoadError};
@@ -26,16 +28,19 @@ pub struct DeviceHandle {
     name: Arc<str>,
     is_gpu: bool,
     commands: mpsc::Sender<Command>,
+    condition: Arc<Condition>,
     /// Dropped after `commands`, whose last clone ends the thread.
     _thread: Arc<Joined>,
 }
 
-/// Waits for its thread when it is dropped: a GPU must be let go of before the process ends.
-struct Joined(Option<std::thread::JoinHandle<()>>);
+/// Waits for its thread when it is dropped: a GPU must be let go of before the process ends. One that failed cannot be let go of.
+struct Joined(Option<std::thread::JoinHandle<()>>, Arc<Condition>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.0.take()
+            && self.1.fault().is_none()
+        {
             // It catches the panics of models; if it panicked itself, there is nothing left to wait for.
             let _ = thread.join();
         }
@@ -45,32 +50,37 @@ impl Drop for Joined {
 impl DeviceHandle {
     /// Starts `cpu-{index}`. Several may share the processors: each is one rank of a tensor-parallel model.
     pub fn cpu(index: usize) -> std::io::Result<Self> {
-        Self::start(format!("cpu-{index}"), false, || Ok(Device::Cpu))
+        Self::start(format!("cpu-{index}"), false, Host)
     }
 
     /// Starts `cuda-dev-{index}`, once the GPU has been opened.
     pub fn gpu(index: usize) -> std::io::Result<Self> {
-        Self::start(format!("cuda-dev-{index}"), true, move || neuron_kernels::device::open(index))
+        Self::start(format!("cuda-dev-{index}"), true, Gpu(index))
     }
 
-    fn start(name: String, is_gpu: bool, open: impl FnOnce() -> candle_core::Result<Device> + Send + 'static) -> std::io::Result<Self> {
+    /// Starts a thread called `name`, once its device has been opened.
+    pub fn start(name: String, is_gpu: bool, hardware: impl Hardware) -> std::io::Result<Self> {
         let (commands, inbox) = mpsc::channel(QUEUE_LEN_MAX);
         let (opened, is_open) = std::sync::mpsc::channel();
+        let name: Arc<str> = name.into();
+        let own_name = name.clone();
         // The device is opened on the thread that will own it, and models are born there and never leave it.
-        let run = move || {
-            let device = open();
-            let failure = device.as_ref().err().map(ToString::to_string);
-            // The starter waits for exactly this.
-            let _ = opened.send(failure);
-            if let Ok(device) = device {
-                DeviceThread { completions: Completions::start(&device), device: device.clone(), models: HashMap::new() }.run(inbox);
-                neuron_kernels::device::forget(&device);
+        let run = move || match open(own_name, &hardware) {
+            Ok((device, condition)) => {
+                // The starter waits for exactly this.
+                let _ = opened.send(Ok(condition.clone()));
+                let completions = Completions::start(&device);
+                DeviceThread { hardware, device, completions, models: HashMap::new(), condition }.run(inbox);
             }
+            Err(error) => drop(opened.send(Err(error))),
         };
-        let thread = std::thread::Builder::new().name(name.clone()).spawn(run)?;
+        let thread = std::thread::Builder::new().name(name.to_string()).spawn(run)?;
         match is_open.recv() {
-            Ok(None) => Ok(Self { name: name.into(), is_gpu, commands, _thread: Arc::new(Joined(Some(thread))) }),
-            Ok(Some(failure)) => Err(std::io::Error::other(format!("{name} cannot be opened: {failure}"))),
+            Ok(Ok(condition)) => {
+                let thread = Arc::new(Joined(Some(thread), condition.clone()));
+                Ok(Self { name, is_gpu, commands, condition, _thread: thread })
+            }
+            Ok(Err(failure)) => Err(std::io::Error::other(format!("{name} cannot be opened: {failure}"))),
             Err(_) => Err(std::io::Error::other(format!("the thread of {name} ended at once"))),
         }
     }
@@ -78,6 +88,16 @@ impl DeviceHandle {
     /// True for a GPU.
     pub fn is_gpu(&self) -> bool {
         self.is_gpu
+    }
+
+    /// Whether it still works.
+    pub fn condition(&self) -> &Arc<Condition> {
+        &self.condition
+    }
+
+    /// Makes the device fail, for tests.
+    pub async fn fail(&self) -> Result<(), DeviceError> {
+        self.ask(Command::Fail).await.ok_or(DeviceError::Gone)?
     }
 
     /// How much memory the device has.
@@ -90,10 +110,12 @@ impl DeviceHandle {
         &self.name
     }
 
-    /// Reads one rank's part of a model.
-    pub async fn load(&self, key: ModelKey, load: ShardLoad) -> Result<ShardReport, LoadError> {
-        let gone = || LoadError::Device(format!("the thread of {} has ended; restart neuron", self.name));
-        self.ask(|reply| Command::Load(key, Box::new(load), reply)).await.ok_or_else(gone)?
+    /// Begins to read one rank's part of a model; the receiver gets what came of it. For threads, not for tasks: it may block.
+    pub fn load(&self, key: ModelKey, load: ShardLoad) -> oneshot::Receiver<Result<ShardReport, LoadError>> {
+        let (reply, answer) = oneshot::channel();
+        // A closed queue drops the reply, which the receiver sees.
+        let _ = self.commands.blocking_send(Command::Load(key, Box::new(load), reply));
+        answer
     }
 
     /// Allocates the KV cache of a loaded model.
@@ -131,36 +153,64 @@ impl DeviceHandle {
     }
 }
 
-struct DeviceThread {
+struct DeviceThread<H> {
+    hardware: H,
     device: Device,
     completions: Completions,
     models: HashMap<ModelKey, ModelRunner>,
+    condition: Arc<Condition>,
 }
 
-impl DeviceThread {
+impl<H: Hardware> DeviceThread<H> {
     fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         info!("device thread started");
         while let Some(command) = inbox.blocking_recv() {
-            match command {
-                Command::Load(key, load, reply) => answer(reply, self.load(key, *load)),
-                Command::Reserve(key, blocks, reply) => answer(reply, self.with(key, |model| model.reserve(blocks))),
-                Command::Execute(key, step, reply) => self.execute(key, &step, &reply),
-                Command::Encode(key, inputs, reply) => answer(reply, self.with(key, |model| model.encode(&inputs))),
-                Command::Memory(reply) => {
-                    answer(reply, memory_of(&self.device).map_err(|error| DeviceError::Step(error.to_string())));
-                }
-                Command::Limits(reply) => answer(reply, self.limits()),
-                Command::Unload(key, reply) => {
-                    self.models.remove(&key);
-                    if let Err(error) = neuron_kernels::device::release_unused(&self.device) {
-                        error!(%error, "the device did not take its memory back");
-                    }
-                    answer(reply, ());
-                }
-                Command::Shutdown => break,
+            match (self.failure(), command) {
+                (_, Command::Shutdown) => break,
+                (None, command) => self.obey(command),
+                (Some(failure), command) => refuse(command, failure),
             }
         }
+        if self.failure().is_some() {
+            // What lies on a failed device can be neither used nor freed; trying to panics.
+            loop {
+                std::thread::park();
+            }
+        }
+        let Self { device, .. } = self;
+        neuron_kernels::device::forget(&device);
         info!("device thread ended");
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Load(key, load, reply) => answer(reply, self.load(key, *load)),
+            Command::Reserve(key, blocks, reply) => answer(reply, self.with(key, |model| model.reserve(blocks))),
+            Command::Execute(key, step, reply) => self.execute(key, &step, &reply),
+            Command::Encode(key, inputs, reply) => answer(reply, self.with(key, |model| model.encode(&inputs))),
+            Command::Memory(reply) => {
+                answer(reply, memory_of(&self.device).map_err(|error| DeviceError::Step(error.to_string())));
+            }
+            Command::Limits(reply) => answer(reply, self.limits()),
+            Command::Unload(key, reply) => {
+                self.models.remove(&key);
+                if let Err(error) = neuron_kernels::device::release_unused(&self.device) {
+                    error!(%error, "the device did not take its memory back");
+                }
+                answer(reply, ());
+            }
+            Command::Fail(reply) => {
+                answer(reply, self.hardware.fail(&self.device).map_err(|error| DeviceError::Step(error.to_string())));
+            }
+            Command::Shutdown => {}
+        }
+    }
+
+    /// Whether the device has failed; if so, nobody waits for its models any more.
+    fn failure(&self) -> Option<DeviceError> {
+        let reason = self.condition.look()?;
+        self.models.values().for_each(ModelRunner::abort);
+        Some(DeviceError::Failed(reason))
     }
 
     fn load(&mut self, key: ModelKey, load: ShardLoad) -> Result<ShardReport, LoadError> {
@@ -192,8 +242,35 @@ impl DeviceThread {
             Err(what) => DeviceError::Panicked(what),
         };
         error!(error = %outcome, "a step failed");
-        model.abort();
-        Err(outcome)
+        // The step is not to blame when the device failed, perhaps at something before it. That is known before other ranks fail of it.
+        let failure = self.failure();
+        if let Some(model) = self.models.get(&key) {
+            model.abort();
+        }
+        Err(failure.unwrap_or(outcome))
+    }
+}
+
+/// The device, and what is known of it from now on.
+fn open(name: Arc<str>, hardware: &impl Hardware) -> Result<(Device, Arc<Condition>), String> {
+    let device = hardware.open().map_err(|error| error.to_string())?;
+    let probe = hardware.probe(&device).map_err(|error| error.to_string())?;
+    let condition = Condition::start(name, probe).map_err(|error| error.to_string())?;
+    Ok((device, condition))
+}
+
+/// Tells whoever asks that the device failed.
+fn refuse(command: Command, failure: DeviceError) {
+    match command {
+        Command::Load(_, _, reply) => answer(reply, Err(LoadError::Device(failure.to_string()))),
+        Command::Reserve(_, _, reply) | Command::Fail(reply) => answer(reply, Err(failure)),
+        Command::Execute(_, _, reply) => reply.answer(Err(failure)),
+        Command::Encode(_, _, reply) => answer(reply, Err(failure)),
+        Command::Memory(reply) => answer(reply, Err(failure)),
+        Command::Limits(reply) => answer(reply, Err(failure)),
+        // There is nothing left to free.
+        Command::Unload(_, reply) => answer(reply, ()),
+        Command::Shutdown => {}
     }
 }
 

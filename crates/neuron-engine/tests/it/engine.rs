@@ -213,20 +213,36 @@ async fn preempted_sequences_lose_nothing() {
     }
 }
 
-#[tokio::test]
-async fn two_ranks_say_what_one_says() {
+/// Each decoder on the first device alone and split over two.
+async fn two_say_what_one_says(devices: &DeviceSet, off_max: f32) {
+    let on = |name, tensor_parallel| {
+        let options = LoadOptions { tensor_parallel, dtype: Some("f32".into()), ..Default::default() };
+        load(devices, "test".into(), checkpoint(name), options)
+    };
     for name in DECODERS {
-        let one = loaded(name, LoadOptions::default()).await;
-        let two = loaded(name, LoadOptions { tensor_parallel: 2, ..Default::default() }).await;
+        let (one, two) = (on(name, 1).await.unwrap(), on(name, 2).await.unwrap());
         let (expected, found) = (alone(&one, &greedy()).await, together(&two, &greedy()).await);
         for (expected, found) in expected.iter().zip(&found) {
             assert_eq!((&expected.text, expected.tokens()), (&found.text, found.tokens()), "{name}");
             let pairs = expected.logprobs.iter().zip(&found.logprobs);
             let off = pairs.map(|(a, b)| (a.chosen.logprob - b.chosen.logprob).abs()).fold(0.0, f32::max);
-            assert!(off < 1e-4, "{name}: {off}");
+            assert!(off < off_max, "{name}: {off}");
         }
         two.unload(Duration::ZERO).await;
     }
+}
+
+#[tokio::test]
+async fn two_ranks_say_what_one_says() {
+    two_say_what_one_says(&DeviceSet::cpu(2).unwrap(), 1e-4).await;
+}
+
+#[cfg(feature = "cuda")]
+#[tokio::test]
+async fn two_gpus_say_what_one_says() {
+    let (devices, _) = DeviceSet::detect(1).unwrap();
+    assert!(devices.names().len() > 1, "this test needs two GPUs: {:?}", devices.names());
+    two_say_what_one_says(&devices, 1e-3).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod chat_template;
 mod checkpoints;
 mod demo;
+mod device_failure;
 mod engine;
 mod fixtures;
 mod forms;

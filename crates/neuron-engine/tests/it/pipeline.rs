@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cortex_core::SamplingRequest;
 use futures::executor::block_on;
@@ -35,7 +36,7 @@ impl Pipeline {
         let scheduler = Scheduler::new(limits, BlockManager::new(BLOCKS, BLOCK_SIZE, true));
         let devices = DeviceSet::cpu(world_size).unwrap();
         let ranks = devices.ranks(world_size, None).unwrap();
-        let group = devices.group(&ranks);
+        let group = devices.group(&ranks, Duration::from_secs(60)).unwrap();
         let config = Arc::new(load_config(&folder()).unwrap());
         let shard = |rank: &neuron_engine::device::Rank| ShardLoad {
             folder: folder(),
@@ -45,8 +46,10 @@ impl Pipeline {
             comm: rank.comm.clone(),
             vision: Default::default(),
         };
-        let loads = ranks.iter().map(|rank| rank.device.load(KEY, shard(rank)));
-        block_on(futures::future::try_join_all(loads)).unwrap();
+        let loads: Vec<_> = ranks.iter().map(|rank| rank.device.load(KEY, shard(rank))).collect();
+        for loaded in block_on(futures::future::try_join_all(loads)).unwrap() {
+            loaded.unwrap();
+        }
         let reserves = group.devices().iter().map(|device| device.reserve(KEY, BLOCKS));
         block_on(futures::future::try_join_all(reserves)).unwrap();
         Self { scheduler, ranks: group }

@@ -2,9 +2,9 @@
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result, sys};
-use candle_core::{CudaDevice, Device, Result};
+use candle_core::{CudaDevice, Device, Result, bail};
 
-use super::Gpu;
+use super::{Gpu, Launch};
 use crate::device::DeviceMemory;
 
 /// How many GPUs can be used.
@@ -81,7 +81,7 @@ pub fn release_unused(device: &Device) -> Result<()> {
 /// Waits until the device has done all that was asked of it.
 ///
 /// # Errors
-/// When it failed at any of that. Most failures of a kernel leave the device useless for this process until it is opened anew.
+/// When it failed at any of that; [`probe`] tells whether it can still be used.
 pub fn check(device: &Device) -> Result<()> {
     match device {
         Device::Cuda(device) => device.cuda_stream().synchronize().w(),
@@ -92,4 +92,34 @@ pub fn check(device: &Device) -> Result<()> {
 /// Lets go of what this thread keeps for the device, its kernels for instance.
 pub fn forget(device: &Device) {
     Gpu::forget(device);
+}
+
+/// How to learn, on any thread and without waiting, why the device does nothing any more, if that is so: an error that sticks answers every
+/// question from then on, also whether an empty stream is done.
+///
+/// # Errors
+/// When the driver refuses a stream for the question.
+#[allow(unsafe_code)]
+pub fn probe(device: &Device) -> Result<Option<Box<dyn Fn() -> Option<String> + Send + Sync>>> {
+    let Device::Cuda(device) = device else { return Ok(None) };
+    // Of its own: the device's may be capturing, which a question would break off.
+    let stream = device.cuda_stream().context().new_stream().w()?;
+    Ok(Some(Box::new(move || {
+        // Binding passes on what an earlier call left in the context's notes; the stream itself answers below.
+        let _ = stream.context().bind_to_thread().or_else(|_| stream.context().bind_to_thread());
+        // SAFETY: the stream lives as long as the question.
+        match unsafe { sys::cuStreamQuery(stream.cu_stream()) } {
+            sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_NOT_READY => None,
+            error => Some(result::DriverError(error).to_string()),
+        }
+    })))
+}
+
+/// Makes the device fail, as a kernel with an error in it would. For tests.
+///
+/// # Errors
+/// When it has failed already, or is no GPU.
+pub fn fail(device: &Device) -> Result<()> {
+    let Some(gpu) = Gpu::of(device)? else { bail!("only a GPU can be made to fail") };
+    Launch::new(&gpu, "fail_on_purpose").block(1).go()
 }

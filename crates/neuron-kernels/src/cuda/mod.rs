@@ -10,6 +10,7 @@ mod graph;
 mod inbox;
 mod launch;
 mod modules;
+pub(crate) mod nccl;
 mod outbox;
 mod stage;
 mod staging;

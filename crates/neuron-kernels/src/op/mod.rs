@@ -3,6 +3,7 @@
 pub(crate) mod add_rms_norm;
 pub(crate) mod embedding;
 pub(crate) mod gelu;
+pub(crate) mod interleave;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod moe_experts;

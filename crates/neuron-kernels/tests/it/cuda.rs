@@ -7,8 +7,8 @@ mod staging;
 use candle_core::{DType, Device, Result, Tensor};
 use neuron_kernels::{
     DRAWN, Inbox, PagedBatch, PagedTables, QueriesAndKeys, StepGraphs, add_rms_norm, embedding, gated_linear, gelu_erf, gelu_tanh,
-    layer_norm, linear, linear_f32, paged_attention, resolve_ids, rms_norm, rotary, rotary_table, rotate_and_cache, segment_attention,
-    silu_mul,
+    interleave, layer_norm, linear, linear_f32, paged_attention, resolve_ids, rms_norm, rotary, rotary_table, rotate_and_cache,
+    segment_attention, silu_mul,
 };
 
 const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -306,6 +306,17 @@ fn a_replayed_step_gives_the_bits_of_an_eager_one() {
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&stepped), bits(&eager), "{rows} rows, round {round}");
             assert!(eager.iter().any(|x| *x != 0.0));
+        }
+    }
+}
+
+#[test]
+fn parts_of_ranks_come_to_lie_side_by_side() {
+    let gpu = gpu();
+    for (parts, rows, columns) in [(2, 1, 1), (2, 3, 5), (4, 33, 129), (2, 256, 75_968)] {
+        for dtype in TYPES {
+            let (cpu, gpu) = both(&noise((parts, rows, columns), 1), dtype, &gpu);
+            assert_eq!(values(&interleave(&gpu).unwrap()), values(&interleave(&cpu).unwrap()), "{parts} {rows} {columns} {dtype:?}");
         }
     }
 }

@@ -45,6 +45,9 @@ pub struct BenchArgs {
     /// How weights are held: f32, bf16 or f16; as stored unless named.
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Devices to split the model over, the first ones of this host. The limits are then theirs together.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub tensor_parallel: usize,
     /// For prompts and made-up weights.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

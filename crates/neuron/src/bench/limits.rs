@@ -26,9 +26,13 @@ pub(super) struct HostLimits {
 }
 
 impl HostLimits {
-    pub(super) async fn measure(devices: &DeviceSet, subject: &Subject) -> anyhow::Result<Self> {
+    /// Of `count` devices together, taken to be as fast as the first.
+    pub(super) async fn measure(devices: &DeviceSet, count: usize, subject: &Subject) -> anyhow::Result<Self> {
         let ranks = devices.ranks(1, None)?;
-        let device = ranks[0].device.limits().await.context("cannot measure the device")?;
+        let one = ranks[0].device.limits().await.context("cannot measure the device")?;
+        // Those of a processor share it.
+        let count = if ranks[0].device.is_gpu() { count as f64 } else { 1.0 };
+        let device = DeviceLimits { copy_bytes_per_s: count * one.copy_bytes_per_s, matmul_flop_per_s: count * one.matmul_flop_per_s };
         let files = subject.weights_files.clone();
         let read_bytes_per_s = tokio::task::spawn_blocking(move || read_rate(&files)).await??;
         Ok(Self { device, read_bytes_per_s })

@@ -26,9 +26,9 @@ const SERVE_TOKENS: usize = 128;
 
 /// Measures what `args` ask for.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<Report> {
-    let (devices, _) = DeviceSet::detect(1).context("cannot start the device thread")?;
+    let (devices, _) = DeviceSet::detect(args.tensor_parallel).context("cannot start the device thread")?;
     let subject = Subject::prepare(args)?;
-    let limits = HostLimits::measure(&devices, &subject).await?;
+    let limits = HostLimits::measure(&devices, args.tensor_parallel, &subject).await?;
     let model = load_model(&devices, &subject, args).await?;
     let work = Work::of(&subject.config, &model);
     let mut bench = Bench { args, limits, work, workload: Workload::new(model, &subject), report: Report::new(args, &subject, &limits) };
@@ -58,8 +58,14 @@ async fn load_model(devices: &DeviceSet, subject: &Subject, args: &BenchArgs) ->
         running_max: cases.iter().map(|(streams, _)| *streams).max().unwrap_or(1),
         ..Default::default()
     };
-    let options =
-        LoadOptions { dtype: args.dtype.clone(), context: Some(longest), parallel: most.div_ceil(longest), limits, ..Default::default() };
+    let options = LoadOptions {
+        dtype: args.dtype.clone(),
+        tensor_parallel: args.tensor_parallel,
+        context: Some(longest),
+        parallel: most.div_ceil(longest),
+        limits,
+        ..Default::default()
+    };
     Ok(load(devices, "bench".into(), subject.folder.clone(), options).await?)
 }
 

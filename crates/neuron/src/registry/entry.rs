@@ -1,10 +1,11 @@
 //! One model of this node: what it was asked to be, and where it stands.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cortex_core::{HarnessError, ModelHealth, ModelId, ModelReport, ModelSpec, ModelStatus};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{LoadJob, Outcome};
 use crate::backend::{Described, Served, ServedInfo};
@@ -20,6 +21,8 @@ pub(super) struct Entry {
     /// Of the last load.
     pub(super) info: Option<ServedInfo>,
     pub(super) load_s: Option<f64>,
+    /// When it broke.
+    pub(super) losses: Vec<Instant>,
     pub(super) state: State,
 }
 
@@ -34,6 +37,8 @@ pub(super) enum State {
     Loaded {
         spec: ModelSpec,
         model: Arc<dyn Served>,
+        /// Dropped with this state: ends whoever stands by to bring the model back.
+        _watch: DropGuard,
     },
     /// The receiver's sender is dropped when the memory is back.
     Unloading {
@@ -46,7 +51,8 @@ pub(super) enum State {
 
 impl Entry {
     pub(super) fn new(id: ModelId, configured: Option<ModelSpec>) -> Self {
-        Self { id, configured, withdrawn: false, generation: 0, described: None, info: None, load_s: None, state: State::Available }
+        let state = State::Available;
+        Self { id, configured, withdrawn: false, generation: 0, described: None, info: None, load_s: None, losses: Vec::new(), state }
     }
 
     /// Refuses what is older than what was seen.
@@ -70,6 +76,13 @@ impl Entry {
 
     pub(super) fn is_forgettable(&self) -> bool {
         self.configured.is_none() && matches!(self.state, State::Available | State::Failed { .. })
+    }
+
+    pub(super) fn loaded(&self) -> Option<&ModelSpec> {
+        match &self.state {
+            State::Loaded { spec, .. } => Some(spec),
+            _ => None,
+        }
     }
 
     pub(super) fn health(&self) -> Option<ModelHealth> {

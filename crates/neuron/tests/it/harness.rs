@@ -282,6 +282,66 @@ async fn a_draining_node_refuses_what_is_new_and_gives_everything_back() {
     assert!(scene.node.load(ModelSpec::new("chat")).now_or_never().is_some());
 }
 
+/// Breaks the loaded models, and waits for what the node does about it.
+async fn break_models(scene: &Scene) {
+    scene.engine.faults.send_modify(|faults| *faults += 1);
+    settle().await;
+}
+
+#[tokio::test]
+async fn a_broken_model_comes_back_by_itself() {
+    let scene = Scene::new(Scripted::new());
+    scene.load("chat").await.unwrap();
+    break_models(&scene).await;
+    assert_eq!((scene.engine.unloads.load(SeqCst), scene.engine.load_count()), (1, 2));
+    assert_eq!(scene.status("chat"), Some(ModelStatus::Loaded));
+    let loads = scene.engine.loads.lock().unwrap().clone();
+    assert_eq!(loads[0], loads[1]);
+}
+
+#[tokio::test]
+async fn a_broken_model_is_loading_until_it_is_back_and_can_be_unloaded_meanwhile() {
+    let scene = Scene::new(Scripted::with_gates(1, OPEN, OPEN));
+    scene.load("chat").await.unwrap();
+    break_models(&scene).await;
+    assert_eq!(scene.status("chat"), Some(ModelStatus::Loading { percent: 0 }));
+    assert_eq!(not_loaded(&scene).await, HarnessError::ModelNotLoaded("chat".into()));
+    let load = start_load(&scene, ModelSpec::new("chat")).await;
+    let unload = start_unload(&scene).await;
+    scene.engine.load_gate.add_permits(1);
+    assert!(load.await.unwrap().is_ok());
+    assert_eq!(unload.await.unwrap(), Ok(()));
+    assert_eq!(scene.status("chat"), Some(ModelStatus::Available));
+    assert_eq!((scene.engine.unloads.load(SeqCst), scene.engine.load_count()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_model_that_was_unloaded_does_not_come_back() {
+    let scene = Scene::new(Scripted::new());
+    scene.load("chat").await.unwrap();
+    scene.unload("chat").await.unwrap();
+    break_models(&scene).await;
+    assert_eq!((scene.status("chat"), scene.engine.load_count()), (Some(ModelStatus::Available), 1));
+    scene.load("chat").await.unwrap();
+    scene.node.begin_drain();
+    break_models(&scene).await;
+    assert_eq!(scene.engine.load_count(), 2, "a draining node loads nothing");
+}
+
+#[tokio::test]
+async fn a_model_that_keeps_breaking_is_left_alone_until_somebody_asks() {
+    let scene = Scene::new(Scripted::new());
+    scene.load("chat").await.unwrap();
+    for loads in [2, 3, 4, 4, 4] {
+        break_models(&scene).await;
+        assert_eq!(scene.engine.load_count(), loads);
+    }
+    let Some(ModelStatus::Failed { reason }) = scene.status("chat") else { panic!("{:?}", scene.status("chat")) };
+    assert!(reason.contains("4 times within 10 minutes") && reason.ends_with("a step panicked"), "{reason}");
+    assert_eq!(scene.engine.unloads.load(SeqCst), 4);
+    assert!(scene.load("chat").await.unwrap().is_loaded());
+}
+
 #[tokio::test]
 async fn the_node_describes_itself() {
     let scene = Scene::new(Scripted::new());

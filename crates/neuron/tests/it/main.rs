@@ -11,5 +11,6 @@ mod hub;
 mod images;
 mod packaging;
 mod placement;
+mod renewal;
 mod scripted;
 mod service;

@@ -11,10 +11,11 @@ use cortex_core::{
     Capability, Embeddings, EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelHealth, ModelId, ModelSpec,
     Prompt, Relevances, Usage,
 };
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use neuron::backend::{Backend, Described, Served, ServedInfo};
 use neuron_engine::image::EncodedImage;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// The engine of a test, and what was asked of it.
 pub(crate) struct Scripted {
@@ -29,6 +30,8 @@ pub(crate) struct Scripted {
     /// What the next loads fail with; `panic` makes one panic.
     pub(crate) fail_with: Mutex<Vec<&'static str>>,
     pub(crate) sees: AtomicBool,
+    /// How often all models broke.
+    pub(crate) faults: watch::Sender<u64>,
     me: std::sync::Weak<Self>,
 }
 
@@ -55,6 +58,7 @@ impl Scripted {
             unloads: Arc::default(),
             fail_with: Mutex::default(),
             sees: AtomicBool::new(false),
+            faults: watch::Sender::new(0),
             me: me.clone(),
         })
     }
@@ -72,6 +76,14 @@ async fn pass(gate: &Semaphore) {
 impl Backend for Scripted {
     fn device_names(&self) -> Vec<String> {
         vec!["cpu-0".to_owned()]
+    }
+
+    fn faults(&self) -> Vec<Option<String>> {
+        vec![None]
+    }
+
+    fn failure(&self) -> BoxFuture<'static, String> {
+        futures::future::pending().boxed()
     }
 
     fn describe(&self, folder: &Path) -> Option<Described> {
@@ -119,6 +131,17 @@ impl Served for ScriptedModel {
             prompt_tokens_total: 6,
             cached_tokens_total: 7,
         }
+    }
+
+    fn lost(&self) -> BoxFuture<'static, String> {
+        let mut faults = self.engine.faults.subscribe();
+        async move {
+            match faults.changed().await {
+                Ok(()) => "a step panicked".to_owned(),
+                Err(_) => futures::future::pending().await,
+            }
+        }
+        .boxed()
     }
 
     /// Says how many pictures came and how large each was, then waits for the gate.

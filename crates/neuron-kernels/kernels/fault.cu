@@ -1,0 +1,8 @@
+// A kernel that fails, for tests of what comes after.
+#include "common.cuh"
+
+extern "C" __global__ void fail_on_purpose() {
+    allow_next_kernel();
+    wait_for_previous_kernel();
+    asm volatile("trap;");
+}
