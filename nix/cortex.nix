@@ -70,7 +70,7 @@ in
       type = types.attrsOf (
         types.submodule {
           options.endpoint = mkOption {
-            type = types.strMatching "http://[^/]+:[0-9]+";
+            type = types.strMatching "https?://[^/]+:[0-9]+";
             description = "Where the node listens.";
           };
         }

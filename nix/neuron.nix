@@ -74,7 +74,7 @@ in
     };
 
     endpoint = mkOption {
-      type = types.strMatching "http://[^/]+:[0-9]+";
+      type = types.strMatching "https?://[^/]+:[0-9]+";
       default = "http://${config.networking.hostName}:${toString cfg.port}";
       defaultText = lib.literalExpression ''"http://''${config.networking.hostName}:''${toString config.services.neuron.port}"'';
       description = "Where the gateway finds this node.";

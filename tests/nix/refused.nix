@@ -34,7 +34,7 @@ in
   };
   an-endpoint-with-tls = {
     module = gateway { neurons.a.endpoint = "https://a:13131"; };
-    says = "A definition for option `services.cortex.neurons.a.endpoint' is not of type `string matching the pattern http://[^/]+:[0-9]+'";
+    says = "A definition for option `services.cortex.neurons.a.endpoint' is not of type `string matching the pattern https?://[^/]+:[0-9]+'";
   };
   a-gpu-without-memory = {
     modules = [

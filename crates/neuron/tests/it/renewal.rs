@@ -1,5 +1,8 @@
 //! A node whose device fails starts anew in its own place. Each test runs itself once more as that node, since a process is replaced.
 
+// A helper that unwraps fails its test, as it should.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::Path;
