@@ -23,6 +23,8 @@ pub(crate) struct ObservedBody {
     upstream: Option<Incoming>,
     silence: Silence,
     tail: Option<EventTail>,
+    /// The node ended the stream with an error event, which it sends as one piece.
+    failed: bool,
     good: Outcome,
     observer: Observer,
     _guard: LoadGuard,
@@ -48,6 +50,7 @@ impl ObservedBody {
             upstream: Some(upstream),
             silence,
             tail: streamed.then(EventTail::default),
+            failed: false,
             good: Outcome::of_status(status),
             observer,
             _guard: guard,
@@ -74,6 +77,7 @@ impl ObservedBody {
         self.observer.data();
         if let Some(tail) = &mut self.tail {
             tail.see(&data);
+            self.failed |= data.starts_with(b"data: {\"error\"") && tail.between_events();
         }
         Frame::data(data)
     }
@@ -84,6 +88,10 @@ impl ObservedBody {
         self.upstream = None;
         if self.tail.as_ref().is_some_and(EventTail::is_done) {
             self.observer.ends(self.good);
+            return None;
+        }
+        if self.failed {
+            self.observer.ends(Outcome::Failed);
             return None;
         }
         self.observer.ends(Outcome::Cut);
