@@ -11,6 +11,7 @@
   services.neuron = {
     enable = true;
     listenAddress = "127.0.0.1";
+    endpoint = "http://127.0.0.1:13131";
     memoryMb = 4096;
     modelDir = "/srv/models";
     hfTokenFile = "/run/secrets/hf-token";

@@ -32,8 +32,8 @@ in
     module = gateway { neuron.a.endpoint = "http://a:13131"; };
     says = "The option `services.cortex.neuron' does not exist.";
   };
-  an-endpoint-with-tls = {
-    module = gateway { neurons.a.endpoint = "https://a:13131"; };
+  an-endpoint-without-a-scheme = {
+    module = gateway { neurons.a.endpoint = "a:13131"; };
     says = "A definition for option `services.cortex.neurons.a.endpoint' is not of type `string matching the pattern https?://[^/]+:[0-9]+'";
   };
   a-gpu-without-memory = {

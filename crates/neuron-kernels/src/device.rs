@@ -5,6 +5,9 @@ pub use crate::cuda::device::{check, count, fail, forget, memory, open, probe, r
 #[cfg(not(feature = "cuda"))]
 pub use none::{check, count, fail, forget, memory, open, probe, release_unused};
 
+/// Tells why a device does nothing any more, if that is so. Asked on any thread, so it must not wait.
+pub type Probe = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Bytes of a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -18,7 +21,7 @@ pub struct DeviceMemory {
 mod none {
     use candle_core::{Device, Result, bail};
 
-    use super::DeviceMemory;
+    use super::{DeviceMemory, Probe};
 
     /// How many GPUs can be used.
     ///
@@ -67,8 +70,7 @@ mod none {
     ///
     /// # Errors
     /// Never without a GPU.
-    #[allow(clippy::type_complexity)]
-    pub fn probe(_device: &Device) -> Result<Option<Box<dyn Fn() -> Option<String> + Send + Sync>>> {
+    pub fn probe(_device: &Device) -> Result<Option<Probe>> {
         Ok(None)
     }
 

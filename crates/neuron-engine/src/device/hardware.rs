@@ -1,9 +1,7 @@
 //! What a device thread needs of the hardware under it. Tests bring hardware that fails when they say so.
 
 use candle_core::{Device, Result};
-
-/// Tells why a device does nothing any more, if that is so. Asked on any thread, so it must not wait.
-pub type Probe = Box<dyn Fn() -> Option<String> + Send + Sync>;
+pub use neuron_kernels::device::Probe;
 
 /// One device. Called on the device's own thread.
 pub trait Hardware: Send + 'static {

@@ -5,7 +5,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, result, sys};
 use candle_core::{CudaDevice, Device, Result, bail};
 
 use super::{Gpu, Launch};
-use crate::device::DeviceMemory;
+use crate::device::{DeviceMemory, Probe};
 
 /// How many GPUs can be used.
 ///
@@ -100,7 +100,7 @@ pub fn forget(device: &Device) {
 /// # Errors
 /// When the driver refuses a stream for the question.
 #[allow(unsafe_code)]
-pub fn probe(device: &Device) -> Result<Option<Box<dyn Fn() -> Option<String> + Send + Sync>>> {
+pub fn probe(device: &Device) -> Result<Option<Probe>> {
     let Device::Cuda(device) = device else { return Ok(None) };
     // Of its own: the device's may be capturing, which a question would break off.
     let stream = device.cuda_stream().context().new_stream().w()?;
