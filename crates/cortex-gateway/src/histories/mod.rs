@@ -23,7 +23,7 @@ use std::time::Instant;
 use tell::{History, tell};
 
 /// As many as a test run has time for; `CORTEX_HISTORIES` sets another number.
-const HISTORIES: u64 = if cfg!(debug_assertions) { 40 } else { 200 };
+const HISTORIES: u64 = if cfg!(debug_assertions) { 40 } else { 10_000 };
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
