@@ -4,7 +4,8 @@
 #   bench/gpu.sh pack BUNDLE        here: builds, and gathers the programs and the fixtures in the folder BUNDLE
 #   bench/gpu.sh run BUNDLE OUT     there: runs them; OUT gets a log of each part, raw JSON, and summary.txt
 #
-# PARTS chooses among `tests fault sanitizer bench load beside`, and `split` on two GPUs (all unless set), SHAPES among those of `neuron bench --random`.
+# PARTS chooses among `tests fault sanitizer bench load beside` (these unless set) and `split`, which needs two GPUs; SHAPES among those of
+# `neuron bench --random`.
 # A failed part does not keep the others from running; the exit status is the number of failed parts.
 set -euo pipefail
 

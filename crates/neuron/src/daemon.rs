@@ -169,7 +169,7 @@ impl RunningDaemon {
     }
 
     /// After a device failed: lets clients be told so, and answers what the process that takes this one's place is to know. An error when
-    /// that would not be the first time.
+    /// devices fail too often.
     pub async fn leave(self) -> anyhow::Result<Legacy> {
         let legacy = self.config.legacy.after_failure(self.harness.loaded(), SystemTime::now());
         self.harness.begin_drain();
