@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """What a request costs on its way through cortex and through its peers, measured side by side.
 
-One mock node (`mock-neuron`, no engine) answers everybody. Each proxy in turn forwards chat requests to it; the figures are the processor
-time that the proxy itself used (user and system, all its threads and children, from /proc), so that the load generator and the node do not count,
-and its resident memory.
+One mock node (`mock-neuron`, no engine) answers everybody. Each proxy forwards chat requests to it; the figures are the processor time that the
+proxy itself used (user and system, all its threads and children, from /proc), so that the load generator and the node do not count, and its memory
+(Pss: pages that processes share count once).
 
-    us_per_request   non-streamed chats over 32 connections
-    us_per_event     of streamed chats over 200 connections, one event every 20 ms in each, as a model makes them: each event is a read and a
-                     write of its own (one that came with others in one read would be cheaper)
-    idle_mb          resident after start
-    kb_per_stream    (resident with STREAMS open streams - resident before) / STREAMS
+    us_per_request   whole chats over 32 connections, one after the other on each
+    us_per_event     what one more event of a stream costs: processor time while 200 streams are open, each with an event every 20 ms as a model
+                     makes them, divided by the events that arrived in that time; no stream begins or ends meanwhile
+    reads_per_event  how many reads brought those events to the client; 1 means that each went through on its own
+    idle_mb          after start
+    kb_per_stream    by how much memory grows with each open stream: the slope of a line through 200, 650, .. 2,000 of them
 
+The proxies take turns in every round, so that a busy minute of the machine meets them all; each figure is the median of the rounds.
 cortex runs with an API key, metrics and its access log, as in production; nginx with its access log; the routers with their defaults.
 nginx and wrk come from the distribution's packages, the routers from PyPI into a virtual environment.
 
@@ -24,6 +26,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -37,13 +40,13 @@ import venv
 from pathlib import Path
 
 CONNECTIONS = 32
-STREAMED_CONNECTIONS = 200
-EVENTS = 100
+STREAMS = 200
 EVENT_MS = 20
-STREAMS = 1000
+OPEN_STREAMS = range(200, 2001, 450)
+OPEN_EVENT_MS = 500
+ANSWER_WORDS = {"whole": 100, "streamed": 2_000, "open": 200}
 KEY = "bench-key"
 TICK = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 ROUTERS = {"vllm-router": "vllm-router==0.1.17", "sglang-router": "sglang-router==0.3.2"}
 MESSAGE = "Tell me, in one short paragraph, what a reverse proxy does. " * 8
 
@@ -84,8 +87,9 @@ def cpu_s(pid):
     return total / TICK
 
 
-def resident(pid):
-    return sum(int(Path(f"/proc/{member}/statm").read_text().split()[1]) * PAGE for member in family(pid))
+def memory(pid):
+    lines = [Path(f"/proc/{member}/smaps_rollup").read_text().splitlines() for member in family(pid)]
+    return sum(int(line.split()[1]) * 1024 for lines in lines for line in lines if line.startswith("Pss:"))
 
 
 class Server:
@@ -111,13 +115,13 @@ def body(stream):
     return json.dumps({"model": "chat", "stream": stream, "messages": [{"role": "user", "content": MESSAGE}]})
 
 
-def wrk(work, port, stream, seconds, connections=CONNECTIONS):
+def wrk(work, port, seconds):
     """Requests that were answered 200, over `seconds`."""
-    script = work / f"chat-{stream}.lua"
+    script = work / "chat.lua"
     script.write_text(
         f"""wrk.method = "POST"
 wrk.path = "/v1/chat/completions"
-wrk.body = {json.dumps(body(stream))}
+wrk.body = {json.dumps(body(False))}
 wrk.headers["content-type"] = "application/json"
 wrk.headers["authorization"] = "Bearer {KEY}"
 function done(summary)
@@ -126,7 +130,7 @@ function done(summary)
 end
 """
     )
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), f"http://127.0.0.1:{port}"]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), f"http://127.0.0.1:{port}"]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     requests, refused, broken = map(int, next(line for line in told.splitlines() if line.startswith("RESULT")).split()[1:])
     if refused or broken:
@@ -134,57 +138,82 @@ end
     return requests
 
 
+class Stream(asyncio.Protocol):
+    """One open stream; counts what arrives."""
+
+    reads = 0
+    events = 0
+
+    def __init__(self):
+        self.begun = asyncio.get_running_loop().create_future()
+        self.ended = False
+
+    def connection_made(self, transport):
+        self.transport = transport
+        payload = body(True)
+        transport.write((f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
+                         f"content-length: {len(payload)}\r\n\r\n{payload}").encode())
+
+    def data_received(self, data):
+        if not self.begun.done():
+            self.begun.set_result(data.startswith(b"HTTP/1.1 200 "))
+        Stream.reads += 1
+        Stream.events += data.count(b"data: ")
+
+    def connection_lost(self, _error):
+        self.ended = True
+
+
 async def open_streams(port, count):
-    payload = body(True)
-    head = (f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(payload)}\r\n\r\n{payload}").encode()
-    streams = []
-    for _ in range(count):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head)
-        streams.append((reader, writer))
-    for reader, _ in streams:
-        first = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
-        if b" 200 " not in first.split(b"\r\n", 1)[0]:
-            sys.exit(f"a stream was answered {first[:200]!r}")
-        await asyncio.wait_for(reader.readuntil(b"data: "), 60)
+    loop = asyncio.get_running_loop()
+    streams = [(await loop.create_connection(Stream, "127.0.0.1", port))[1] for _ in range(count)]
+    if not all(await asyncio.wait_for(asyncio.gather(*(stream.begun for stream in streams)), 60)):
+        sys.exit(f"port {port}: a stream was refused")
     return streams
 
 
-def kb_per_stream(server, port):
+def close_streams(streams):
+    if any(stream.ended for stream in streams):
+        sys.exit("a stream ended while it was measured")
+    for stream in streams:
+        stream.transport.abort()
+
+
+def request_cost(server, port, work, seconds):
+    """Processor time for each whole chat, and chats for each second."""
+    before = cpu_s(server.pid)
+    requests = wrk(work, port, seconds)
+    return {"us_per_request": (cpu_s(server.pid) - before) / requests * 1e6, "requests_per_s": requests / seconds}
+
+
+def event_cost(server, port, _work, seconds):
+    """Processor time for each event, while streams are open and none begins or ends."""
+
     async def measure():
-        warm = await open_streams(port, 50)
-        await asyncio.sleep(1)
-        before = resident(server.pid)
         streams = await open_streams(port, STREAMS)
-        await asyncio.sleep(2)
-        after = resident(server.pid)
-        for _, writer in warm + streams:
-            writer.close()
-        return (after - before) / STREAMS / 1024
+        await asyncio.sleep(1)
+        before, reads, events = cpu_s(server.pid), Stream.reads, Stream.events
+        await asyncio.sleep(seconds)
+        used, reads, events = cpu_s(server.pid) - before, Stream.reads - reads, Stream.events - events
+        close_streams(streams)
+        return {"us_per_event": used / events * 1e6, "reads_per_event": reads / events, "events_per_s": events / seconds}
 
     return asyncio.run(measure())
 
 
-def cost_us(server, port, work, stream, seconds, connections):
-    """Processor time for each request, and requests for each second."""
-    before = cpu_s(server.pid)
-    requests = wrk(work, port, stream, seconds, connections)
-    return (cpu_s(server.pid) - before) / requests * 1e6, requests / seconds
+def stream_memory(server, port, _work, _seconds):
+    """Memory for each open stream, while all of them are at work."""
 
+    async def measure():
+        streams, points = [], []
+        for count in OPEN_STREAMS:
+            streams += await open_streams(port, count - len(streams))
+            await asyncio.sleep(3 * OPEN_EVENT_MS / 1000)
+            points.append((count, memory(server.pid) / 1024))
+        close_streams(streams)
+        return {"kb_per_stream": statistics.linear_regression(*zip(*points)).slope, "kb_at_streams": points}
 
-def whole_answers(server, port, work, seconds, rounds):
-    idle_mb = resident(server.pid) / 1e6
-    wrk(work, port, False, 2)
-    runs = [cost_us(server, port, work, False, seconds, CONNECTIONS) for _ in range(rounds)]
-    costs = [cost for cost, _ in runs]
-    return {"idle_mb": round(idle_mb, 1), "us_per_request": round(statistics.median(costs), 1),
-            "requests_per_s": round(statistics.median(rate for _, rate in runs)), "raw_us_per_request": costs}
-
-
-def streams(server, port, work, seconds, rounds):
-    costs = [cost_us(server, port, work, True, seconds, STREAMED_CONNECTIONS)[0] / EVENTS for _ in range(rounds)]
-    return {"us_per_event": round(statistics.median(costs), 2), "raw_us_per_event": costs}
+    return asyncio.run(measure())
 
 
 def cortex(binaries, work, upstream, port):
@@ -237,10 +266,9 @@ def router(name):
     return command
 
 
-def mock_node(binaries, port, delay_ms, log):
-    words = " ".join(["word"] * EVENTS)
-    command = [str(binaries / "mock-neuron"), "--listen", f"127.0.0.1:{port}", "--models", "chat", "--answer", words, "--active-max", "5000",
-               "--delay-ms", str(delay_ms)]
+def mock_node(binaries, port, pace, delay_ms, log):
+    command = [str(binaries / "mock-neuron"), "--listen", f"127.0.0.1:{port}", "--models", "chat", "--answer", "word " * ANSWER_WORDS[pace],
+               "--active-max", "5000", "--delay-ms", str(delay_ms)]
     return Server("mock", command, log, f"http://127.0.0.1:{port}/health")
 
 
@@ -257,6 +285,8 @@ def running(name, binaries, work, upstream):
 
 
 PROXIES = {"cortex": cortex, "nginx": nginx, "vllm-router": router("vllm-router"), "sglang-router": router("sglang-router")}
+# What is measured, and how long the node takes for each event, in milliseconds.
+MEASURES = {"whole": (request_cost, 0), "streamed": (event_cost, EVENT_MS), "open": (stream_memory, OPEN_EVENT_MS)}
 
 
 def main():
@@ -265,33 +295,42 @@ def main():
     args.add_argument("--seconds", type=int, default=10, help="of each run of the load")
     args.add_argument("--rounds", type=int, default=3)
     args.add_argument("--peers", default=",".join(name for name in PROXIES if name != "cortex"))
+    args.add_argument("--only", default=",".join(MEASURES), help="of these parts")
     args.add_argument("--out", type=Path)
     args = args.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is needed: apt-get install wrk nginx-light")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     names = ["cortex"] + [name for name in args.peers.split(",") if name]
-    figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        with open(work / "mock.log", "w") as log:
-            paces = {"whole": 0, "streamed": EVENT_MS, "open": 500}
-            ports = {pace: free_port() for pace in paces}
-            nodes = [mock_node(args.bin, ports[pace], delay_ms, log) for pace, delay_ms in paces.items()]
-            try:
-                for name in names:
-                    with running(name, args.bin, work, ports["whole"]) as (proxy, port):
-                        figures[name] = whole_answers(proxy, port, work, args.seconds, args.rounds)
-                    with running(name, args.bin, work, ports["streamed"]) as (proxy, port):
-                        figures[name] |= streams(proxy, port, work, args.seconds, args.rounds)
-                    with running(name, args.bin, work, ports["open"]) as (proxy, port):
-                        figures[name]["kb_per_stream"] = round(kb_per_stream(proxy, port), 1)
-                    print(f"{name:14}", {key: value for key, value in figures[name].items() if not key.startswith("raw")}, flush=True)
-            finally:
-                for node in nodes:
-                    node.stop()
+    figures = {name: {} for name in names}
+    rounds = []
+    for part in args.only.split(","):
+        measure, pace_ms = MEASURES[part]
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            work, upstream = Path(folder), free_port()
+            log = stack.enter_context(open(work / "mock.log", "w"))
+            node = mock_node(args.bin, upstream, part, pace_ms, log)
+            stack.callback(node.stop)
+            proxies = {name: stack.enter_context(running(name, args.bin, work, upstream)) for name in names}
+            for name, (proxy, _) in proxies.items():
+                figures[name].setdefault("idle_mb", round(memory(proxy.pid) / 1e6, 1))
+            if part == "whole":
+                for _, port in proxies.values():
+                    wrk(work, port, 2)
+            for number in range(1 if part == "open" else args.rounds):
+                for name, (proxy, port) in proxies.items():
+                    seen = measure(proxy, port, work, args.seconds)
+                    rounds.append({"part": part, "round": number, "proxy": name, "load_average": os.getloadavg()[0], **seen})
+        for name in names:
+            mine = [entry for entry in rounds if entry["part"] == part and entry["proxy"] == name]
+            for figure in [key for key, value in mine[0].items() if isinstance(value, float) and key != "load_average"]:
+                figures[name][figure] = round(statistics.median(entry[figure] for entry in mine), 2)
+            print(f"{name:14}", figures[name], flush=True)
     if args.out:
-        args.out.write_text(json.dumps({"cores": os.cpu_count(), "machine": platform.machine(), "connections": CONNECTIONS, "streamed_connections": STREAMED_CONNECTIONS, "event_ms": EVENT_MS, "events": EVENTS,
-                                        "streams": STREAMS, "seconds": args.seconds, "rounds": args.rounds, "proxies": figures}, indent=1) + "\n")
+        machine = {"cores": os.cpu_count(), "machine": platform.machine(), "kernel": platform.release()}
+        load = {"connections": CONNECTIONS, "streams": STREAMS, "event_ms": EVENT_MS, "open_streams": list(OPEN_STREAMS), "open_event_ms": OPEN_EVENT_MS,
+                "seconds": args.seconds, "rounds": args.rounds}
+        args.out.write_text(json.dumps({**machine, **load, "proxies": figures, "runs": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
