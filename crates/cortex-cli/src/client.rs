@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use cortex_core::openai::error::ErrorBody;
 use cortex_core::sse::{SseEvent, SseParser};
-use cortex_net::{Dialer, Trust};
+use cortex_net::{DialWaits, Dialer, Trust};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -51,7 +51,7 @@ impl Gateway {
         if uri.path() != "/" || uri.query().is_some() {
             return Err(wrong("it has a path"));
         }
-        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(trust)), Duration::from_millis(CONNECT_MS_MAX));
+        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(trust)), DialWaits::connecting(Duration::from_millis(CONNECT_MS_MAX)));
         Ok(Self { url, key, http: Client::builder(TokioExecutor::new()).build(dialer) })
     }
 

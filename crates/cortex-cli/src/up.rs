@@ -8,13 +8,13 @@ use cortex_core::config::{GatewayConfig, NeuronEntry};
 use cortex_core::placement::Placement;
 use cortex_core::{Harness, ModelId, ModelReport, ModelSpec, ModelStatus};
 use cortex_gateway::{Gateway, Listeners, RunningGateway};
+use cortex_log::Logging;
 use neuron::config::{ModelArg, NeuronConfig, process_env};
 use neuron::{Daemon, Ended, RunningDaemon};
 use sd_notify::NotifyState;
 
 use crate::banner::Banner;
 use crate::error::{CliError, Result};
-use crate::log::Logging;
 use crate::serve::{cannot_listen, listen, notify, stop};
 use crate::signals::StopSignals;
 use crate::style::Style;

@@ -214,8 +214,13 @@ pub struct Timeouts {
     pub head_ms_max: Millis,
     /// Time for a client to send a request's body.
     pub body_ms_max: Millis,
-    /// Time to connect to a node.
+    /// Time to connect to a node, and before it, to find its address.
     pub connect_ms_max: Millis,
+    /// Time for a node's host to acknowledge what was sent to it, also where nothing was said for as long; a connection to a host that is
+    /// gone without a word ends then.
+    pub acknowledge_ms_max: Millis,
+    /// Time between two look-ups of the nodes' names. Connections to an address that a name has lost are not used again.
+    pub resolve_ms: Millis,
     /// Time from sending a request to a node to the first token: queue and prefill, or all of an answer that is not streamed.
     pub first_byte_ms_max: Millis,
     /// Silence in the middle of an answer after which it counts as cut; a live node sends a heartbeat each second.
@@ -250,6 +255,8 @@ impl Default for Timeouts {
             head_ms_max: Millis::new(10_000),
             body_ms_max: Millis::new(120_000),
             connect_ms_max: Millis::new(2_000),
+            acknowledge_ms_max: Millis::new(10_000),
+            resolve_ms: Millis::new(10_000),
             first_byte_ms_max: Millis::new(600_000),
             idle_ms_max: Millis::new(30_000),
             total_ms_max: Millis::new(3_600_000),
@@ -325,6 +332,11 @@ impl Endpoint {
     /// `host:port`
     pub fn authority(&self) -> &str {
         self.0.split_once("://").map_or("", |(_, authority)| authority)
+    }
+
+    /// `host`, as it is looked up; an IPv6 address is without its brackets.
+    pub fn host(&self) -> &str {
+        self.authority().rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']'])
     }
 
     /// `http` or `https`

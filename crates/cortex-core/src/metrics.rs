@@ -67,6 +67,8 @@ pub mod gateway {
             "Seconds that successful loads took.";
         MODEL_UNLOADS_TOTAL = "cortex_model_unloads_total", ["model", "node", "outcome"],
             "Unloads that this gateway ordered, by outcome: ok, failed.";
+        LOG_LINES_DROPPED_TOTAL = "cortex_log_lines_dropped_total", [],
+            "Log lines left out because their reader took no more.";
         NODE_CYCLES = "cortex_node_cycles", ["node"],
             "Loads and unloads that this gateway ordered on the node since its memory was new.";
     }
@@ -109,6 +111,8 @@ pub mod neuron {
             "Busy share of the device in percent.";
         DEVICE_TEMPERATURE_CELSIUS = "neuron_device_temperature_celsius", ["device"],
             "Temperature of the device.";
+        LOG_LINES_DROPPED_TOTAL = "neuron_log_lines_dropped_total", [],
+            "Log lines left out because their reader took no more.";
         DEVICE_POISONED = "neuron_device_poisoned", ["device"],
             "1 after an error that makes the device refuse work until the daemon restarts.";
     }

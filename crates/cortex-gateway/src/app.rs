@@ -1,14 +1,15 @@
 //! What every handler knows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use cortex_core::config::GatewayConfig;
 use cortex_core::openai::ApiError;
 use cortex_core::{FleetReport, GatewayReport, ModelId};
-use cortex_net::{Dialer, Trust};
+use cortex_net::{DialWaits, Dialer, Names, Resolve, SystemResolver, Trust};
 use cortex_placement::{Action, nearest};
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,8 @@ pub(crate) struct App {
     pub(crate) proxy: Proxy,
     /// Whose certificates nodes must show.
     pub(crate) trust: Arc<ArcSwap<Trust>>,
+    /// Where the nodes' names lead.
+    pub(crate) names: Arc<Names>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) keys: ArcSwap<Keys>,
@@ -54,11 +57,14 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Over the network. Nothing runs yet.
-    pub(crate) fn new(setup: Setup, trust: Trust) -> Result<Self, prometheus::Error> {
+    /// Over the network, to where `resolver` says that names lead. Nothing runs yet.
+    pub(crate) fn new(setup: Setup, trust: Trust, resolver: Arc<dyn Resolve>) -> Result<Self, prometheus::Error> {
         let trust = Arc::new(ArcSwap::from_pointee(trust));
-        let dialer = Dialer::new(Arc::clone(&trust), setup.config.timeouts.connect_ms_max.duration());
-        Ok(Self { trust, ..Self::over(setup, dialer)? })
+        let timeouts = &setup.config.timeouts;
+        let waits = DialWaits { connect_max: timeouts.connect_ms_max.duration(), acknowledge_max: timeouts.acknowledge_ms_max.duration() };
+        let names = Arc::new(Names::new(resolver, waits.connect_max));
+        let dialer = Dialer::with_names(Arc::clone(&trust), waits, Arc::clone(&names));
+        Ok(Self { trust, names, ..Self::over(setup, dialer)? })
     }
 
     /// With nodes that `dialer` connects to.
@@ -71,6 +77,7 @@ impl App {
         Ok(Self {
             proxy: Proxy::new(&config.timeouts, &config.gateway.node_token, dialer),
             trust: Arc::default(),
+            names: Arc::new(Names::new(Arc::new(SystemResolver), config.timeouts.connect_ms_max.duration())),
             lifecycle: Arc::new(lifecycle),
             keys: ArcSwap::from_pointee(Keys::new(&config.keys)),
             live: Arc::new(ArcSwap::from_pointee(setup)),
@@ -83,7 +90,7 @@ impl App {
             metrics,
             stopping: CancellationToken::new(),
             started: clock::now(),
-            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            started_unix_s: clock::unix_s(),
             turn: AtomicUsize::new(0),
         })
     }
@@ -118,11 +125,22 @@ impl App {
     pub(crate) fn reconfigure(&self, setup: Setup) {
         let config = &setup.config;
         self.nodes.reconfigure(config);
+        let hosts: BTreeSet<&str> = config.neurons.iter().map(|entry| entry.endpoint.host()).collect();
+        self.names.retain(|host| hosts.contains(host));
         let placement = Arc::new(config.placement.clone());
         self.fleet.update(|fleet| fleet.reconfigured(&config.neurons, Arc::clone(&placement)));
         self.keys.store(Arc::new(self.keys.load().replaced_by(&config.keys)));
         self.live.store(Arc::new(setup));
         self.lifecycle.wake();
+    }
+
+    /// Leaves all connections to nodes when a name leads elsewhere, for ever. What is under way on them goes on.
+    pub(crate) async fn follow_names(self: Arc<Self>) {
+        let mut moves = self.names.moves();
+        while moves.changed().await.is_ok() {
+            self.proxy.leave_connections();
+            self.nodes.reconfigure(&self.live.load().config);
+        }
     }
 
     /// For the client. Where models come from a placement, the error for a model that is not in it says so.

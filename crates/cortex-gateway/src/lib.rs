@@ -42,7 +42,7 @@ use std::time::Duration;
 
 use cortex_core::FleetReport;
 use cortex_core::config::GatewayConfig;
-use cortex_net::{Identity, Serving, TlsError};
+use cortex_net::{Identity, Resolve, Serving, SystemResolver, TlsError};
 use futures::future::join_all;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
@@ -124,6 +124,18 @@ impl Gateway {
     /// # Errors
     /// A socket without an address, certificates that cannot be used, or contradicting metrics.
     pub async fn start_on(setup: impl Into<Setup>, listeners: Listeners) -> Result<RunningGateway, StartError> {
+        Self::start_with(setup, listeners, Arc::new(SystemResolver)).await
+    }
+
+    /// The same with nodes where `resolver` says that their names lead.
+    ///
+    /// # Errors
+    /// As [`Gateway::start_on`].
+    pub async fn start_with(
+        setup: impl Into<Setup>,
+        listeners: Listeners,
+        resolver: Arc<dyn Resolve>,
+    ) -> Result<RunningGateway, StartError> {
         let setup = setup.into();
         let section = setup.config.gateway.clone();
         let local =
@@ -134,8 +146,11 @@ impl Gateway {
         let tasks = Tasks::default();
         let Tasks { tracker: background, kill } = tasks.clone();
         let (trust, identity) = (setup.trust()?, setup.identity()?.map(Arc::new));
-        let app = Arc::new(App::new(setup, trust)?);
+        let app = Arc::new(App::new(setup, trust, resolver)?);
+        background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&app).follow_names()));
         set_out(&app, &tasks).await;
+        let resolve_every = app.config.timeouts.resolve_ms.duration();
+        background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&app.names).keep_fresh(resolve_every)));
         if let Some(identity) = &identity {
             background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(identity).keep_fresh()));
         }

@@ -1,6 +1,7 @@
 //! The gateway's figures, in a registry of its own, so that two gateways in one process do not share them.
 
 use cortex_core::metrics::{Metric, gateway as names};
+use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::fleet::{Fleet, Reach};
@@ -101,8 +102,18 @@ impl Metrics {
                 gauge.with_label_values(&[model.as_str()]).set(gauge_value(*count));
             }
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let mut families = self.registry.gather();
+        families.extend(log_lines_dropped()?.collect());
+        TextEncoder::new().encode_to_string(&families)
     }
+}
+
+/// Counted by the process's logger, which knows nothing of registries.
+fn log_lines_dropped() -> Result<IntCounter, prometheus::Error> {
+    let Metric { name, help, .. } = names::LOG_LINES_DROPPED_TOTAL;
+    let counter = IntCounter::new(name, help)?;
+    counter.inc_by(cortex_log::lines_dropped());
+    Ok(counter)
 }
 
 fn gauge_value(count: usize) -> i64 {

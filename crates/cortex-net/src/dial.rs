@@ -16,16 +16,33 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tower_service::Service;
 
+use crate::names::{LookUp, Names, SystemResolver};
 use crate::trust::Trust;
 use crate::wire::Wire;
 
-/// What was sent is acknowledged within this time, or the connection is given up: the other host may be gone without a word.
-const ACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
-/// Silence after which a connection is probed, and the time between probes.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
+/// The bounds of a connection's waits.
+#[derive(Clone, Copy, Debug)]
+pub struct DialWaits {
+    /// For TCP, and again for TLS.
+    pub connect_max: Duration,
+    /// Time for the other host to acknowledge what was sent, or a probe after as much silence; then the connection is given up, for the
+    /// host may be gone without a word.
+    pub acknowledge_max: Duration,
+}
 
-/// Opens connections to `http` and `https` addresses. Names are looked up anew for each, so a host that moved is found again as soon as
-/// its old connections are gone.
+impl DialWaits {
+    /// The usual bounds with another one for connecting.
+    pub fn connecting(connect_max: Duration) -> Self {
+        Self { connect_max, acknowledge_max: Duration::from_secs(10) }
+    }
+
+    /// Silence after which a connection is probed, and the time between probes; the kernel counts in seconds.
+    fn probe_every(self) -> Duration {
+        (self.acknowledge_max / 2).max(Duration::from_secs(1))
+    }
+}
+
+/// Opens connections to `http` and `https` addresses. Names are looked up anew for each.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     kind: Kind,
@@ -33,7 +50,7 @@ pub struct Dialer {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Network { tcp: HttpConnector, trust: Arc<ArcSwap<Trust>>, connect_max: Duration },
+    Network { tcp: HttpConnector<LookUp>, trust: Arc<ArcSwap<Trust>>, connect_max: Duration },
     Memory(Arc<dyn Line>),
 }
 
@@ -49,21 +66,26 @@ pub trait Line: fmt::Debug + Send + Sync {
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 impl Dialer {
-    /// Over the network. `connect_max` is the time for TCP, and again for TLS.
-    pub fn new(trust: Arc<ArcSwap<Trust>>, connect_max: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
+    /// Over the network, to where the system says that names lead.
+    pub fn new(trust: Arc<ArcSwap<Trust>>, waits: DialWaits) -> Self {
+        Self::with_names(trust, waits, Arc::new(Names::new(Arc::new(SystemResolver), waits.connect_max)))
+    }
+
+    /// Over the network, to where `names` lead.
+    pub fn with_names(trust: Arc<ArcSwap<Trust>>, waits: DialWaits, names: Arc<Names>) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(LookUp(names));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(connect_max));
-        tcp.set_keepalive(Some(TCP_KEEPALIVE));
-        tcp.set_keepalive_interval(Some(TCP_KEEPALIVE));
-        tcp.set_tcp_user_timeout(Some(ACKNOWLEDGED_MAX));
-        Self { kind: Kind::Network { tcp, trust, connect_max } }
+        tcp.set_connect_timeout(Some(waits.connect_max));
+        tcp.set_keepalive(Some(waits.probe_every()));
+        tcp.set_keepalive_interval(Some(waits.probe_every()));
+        tcp.set_tcp_user_timeout(Some(waits.acknowledge_max));
+        Self { kind: Kind::Network { tcp, trust, connect_max: waits.connect_max } }
     }
 
     /// Over the network; `https` servers must show certificates of a public authority.
     pub fn public(connect_max: Duration) -> Self {
-        Self::new(Arc::new(ArcSwap::from_pointee(Trust::public())), connect_max)
+        Self::new(Arc::new(ArcSwap::from_pointee(Trust::public())), DialWaits::connecting(connect_max))
     }
 
     /// To servers in the same process; `https` is not encrypted there.

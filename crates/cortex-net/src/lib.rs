@@ -1,16 +1,18 @@
 //! Connections: [`Dialer`] opens them, in the clear, under TLS or in memory; [`Serving`] accepts them, within a limit, until told to stop.
 //!
-//! Whom the one side believes is [`Trust`]; what the other side shows is [`Identity`].
+//! Whom the one side believes is [`Trust`]; what the other side shows is [`Identity`]. Where names lead, [`Names`] knows.
 
 mod dial;
 mod identity;
+mod names;
 mod serve;
 mod trust;
 mod validity;
 mod wire;
 
-pub use dial::{Dialer, Line};
+pub use dial::{DialWaits, Dialer, Line};
 pub use identity::{CertificateFiles, Identity};
+pub use names::{Answer, Names, Resolve, SystemResolver};
 pub use serve::Serving;
 pub use trust::Trust;
 pub use validity::Validity;

@@ -170,6 +170,7 @@ impl RunningDaemon {
 
     /// After a device failed: lets clients be told so, and answers what the process that takes this one's place is to know. An error when
     /// devices fail too often.
+    #[expect(clippy::disallowed_methods, reason = "the next process has no other clock in common with this one")]
     pub async fn leave(self) -> anyhow::Result<Legacy> {
         let legacy = self.config.legacy.after_failure(self.harness.loaded(), SystemTime::now());
         self.harness.begin_drain();
@@ -207,7 +208,7 @@ fn app(harness: Arc<CandleHarness>, token: Option<&Secret>) -> Router {
 }
 
 async fn scrape(State(harness): State<Arc<CandleHarness>>) -> Response {
-    match metrics::render(&harness.health(), &harness.models()) {
+    match metrics::render(&harness.health(), &harness.models(), cortex_log::lines_dropped()) {
         Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

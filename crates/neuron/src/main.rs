@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use cortex_core::Harness;
+use cortex_log::Logging;
 use neuron::bench::{self, BenchArgs};
 use neuron::config::{Cli, Command, LogSettings, process_env};
 use neuron::preload::Preloaded;
@@ -51,7 +52,7 @@ fn measure(args: &BenchArgs) -> ExitCode {
 }
 
 fn print_figures(args: &BenchArgs) -> anyhow::Result<()> {
-    logging::init(&LogSettings::from_env(&process_env))?;
+    let _logging = logging::init(&LogSettings::from_env(&process_env))?;
     let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(args))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -73,11 +74,11 @@ fn configuration(cli: &Cli) -> Result<NeuronConfig, neuron::config::ConfigError>
 }
 
 fn start(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
-    logging::init(&LogSettings::from_env(&process_env))?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(cli, config))
+    let logging = logging::init(&LogSettings::from_env(&process_env))?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(cli, config, logging))
 }
 
-async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
+async fn run(cli: &Cli, config: NeuronConfig, logging: Logging) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let mut daemon = Daemon::start(config).await?;
     if let Some(note) = &daemon.harness.discovery().gpu_note {
@@ -91,6 +92,7 @@ async fn run(cli: &Cli, config: NeuronConfig) -> anyhow::Result<()> {
         tracing::error!("a device failed, starting anew: {reason}");
         tell(&[NotifyState::Status(&format!("a device failed, starting anew: {reason}"))]);
         let legacy = daemon.leave().await.with_context(|| format!("a device failed: {reason}"))?;
+        drop(logging); // writes what is left, for nothing of this program stays
         return Err(legacy.hand_over());
     }
     tell(&[NotifyState::Stopping]);

@@ -5,22 +5,24 @@ use cortex_core::metrics::{Metric, neuron as names};
 use cortex_core::{Health, ModelReport};
 use prometheus::{Encoder, Error, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+const NO_LABEL: [&str; 0] = [];
+
 /// The text of a scrape.
-pub fn render(health: &Health, models: &[ModelReport]) -> Result<String, Error> {
+pub fn render(health: &Health, models: &[ModelReport], log_lines_dropped: u64) -> Result<String, Error> {
     let registry = Registry::new();
     node(&registry, health)?;
     devices(&registry, health)?;
     reports(&registry, models)?;
     loaded(&registry, health)?;
+    counter(&registry, &names::LOG_LINES_DROPPED_TOTAL)?.with_label_values(&NO_LABEL).inc_by(log_lines_dropped);
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     String::from_utf8(text).map_err(|error| Error::Msg(error.to_string()))
 }
 
 fn node(registry: &Registry, health: &Health) -> Result<(), Error> {
-    let no_label: [&str; 0] = [];
-    gauge(registry, &names::UPTIME_SECONDS)?.with_label_values(&no_label).set(health.uptime_s);
-    int_gauge(registry, &names::READY)?.with_label_values(&no_label).set(health.ready.into());
+    gauge(registry, &names::UPTIME_SECONDS)?.with_label_values(&NO_LABEL).set(health.uptime_s);
+    int_gauge(registry, &names::READY)?.with_label_values(&NO_LABEL).set(health.ready.into());
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cortex_net::{Dialer, Trust};
+use cortex_net::{DialWaits, Dialer, Trust};
 use neuron_api::{Client, ClientTimeouts};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -27,7 +27,7 @@ impl Pulse {
         let mut next = interval(period);
         next.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let scheme = if tls { "https" } else { "http" };
-        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(Trust::blind())), period);
+        let dialer = Dialer::new(Arc::new(ArcSwap::from_pointee(Trust::blind())), DialWaits::connecting(period));
         Self { client: Client::over(&format!("{scheme}://{}", reachable(addr)), timeouts, dialer), next, answer_max: period }
     }
 

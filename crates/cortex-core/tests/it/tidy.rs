@@ -67,6 +67,7 @@ const UNREACHABLE: &[(&str, &[&str])] = &[
     ("cortex-gateway", &["candle-core", "neuron-kernels", "neuron-engine", "neuron", "tokenizers"]),
     ("cortex-placement", &["tokio", "axum", "hyper", "candle-core", "nickel-lang-core"]),
     ("cortex-net", &["axum", "cortex-core", "candle-core"]),
+    ("cortex-log", &["tokio", "axum", "hyper", "cortex-core"]),
     ("neuron-api", &["candle-core", "neuron-kernels", "neuron-engine", "neuron"]),
     ("neuron-engine", &["axum", "neuron-api", "cortex-gateway"]),
     ("cortex-bench", &["candle-core", "cortex-gateway", "neuron-engine"]),

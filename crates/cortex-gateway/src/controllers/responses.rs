@@ -1,7 +1,6 @@
 //! `POST /v1/responses`: OpenAI's Responses dialect. Errors have the shape of the other OpenAI paths.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -11,6 +10,7 @@ use cortex_core::openai::ApiError;
 
 use crate::app::App;
 use crate::call::Endpoint;
+use crate::clock;
 use crate::dispatch::dispatch_translated;
 use crate::error::Refusal;
 use crate::middleware::request_log::RequestId;
@@ -28,7 +28,7 @@ pub(crate) async fn create(State(app): State<Arc<App>>, request: Request) -> Res
     };
     let response = dispatch_translated(app, Endpoint::Responses, request, translate).await;
     let Some(echo) = echo.filter(|_| response.status().is_success()) else { return response };
-    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let created_at = clock::unix_s();
     if is_event_stream(response.headers()) {
         let translator = stream::StreamTranslator::new(echo, &request_id, created_at);
         return translated::stream(response, translator, ping);

@@ -6,8 +6,10 @@ mod headers;
 mod observer;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -40,12 +42,15 @@ const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Connections to all nodes, pooled for each.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    pool: Client<Dialer, Full<Bytes>>,
+    pool: ArcSwap<Pool>,
+    dialer: Dialer,
     first_byte: Duration,
     idle: Duration,
     /// Proves the gateway to its nodes.
     authorization: Option<HeaderValue>,
 }
+
+type Pool = Client<Dialer, Full<Bytes>>;
 
 /// A node's answer that has begun.
 #[derive(Debug)]
@@ -61,9 +66,14 @@ pub(crate) struct Answer {
 
 impl Proxy {
     pub(crate) fn new(timeouts: &Timeouts, node_token: &str, dialer: Dialer) -> Self {
-        let pool = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(dialer);
+        let pool = ArcSwap::from_pointee(pool(dialer.clone()));
         let authorization = (!node_token.is_empty()).then(|| format!("Bearer {node_token}").parse().ok()).flatten();
-        Self { pool, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration(), authorization }
+        Self { pool, dialer, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration(), authorization }
+    }
+
+    /// Sends nothing more over the connections that there are; the requests on them go on.
+    pub(crate) fn leave_connections(&self) {
+        self.pool.store(Arc::new(pool(self.dialer.clone())));
     }
 
     /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
@@ -80,7 +90,8 @@ impl Proxy {
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        let (head, body) = self.pool.request(request).await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
+        let sent = self.pool.load().request(request);
+        let (head, body) = sent.await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
         if matches!(head.status.as_u16(), 404 | 429 | 500..) {
             return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard, deadline: call.deadline }).await;
         }
@@ -124,6 +135,10 @@ impl Proxy {
         let body = ObservedBody::new(held, body, streamed, silence, head.status.as_u16(), observer, guard);
         Response::from_parts(head, Body::new(body))
     }
+}
+
+fn pool(dialer: Dialer) -> Pool {
+    Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(dialer)
 }
 
 fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, AttemptError> {

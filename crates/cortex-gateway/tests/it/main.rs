@@ -15,6 +15,7 @@ mod metrics;
 mod models;
 mod placed;
 mod places;
+mod process;
 mod refusals;
 mod reload;
 mod rig;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use cortex_core::config::{Endpoint, GatewayConfig, Millis, NeuronEntry};
 use cortex_core::{NodeState, Placement};
 use cortex_gateway::{Gateway, RunningGateway};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -113,6 +114,8 @@ pub(crate) fn streamed(model: &str, text: &str) -> Value {
 #[derive(Clone)]
 pub(crate) struct TestClient {
     addr: SocketAddr,
+    /// Sent with every request.
+    usual: HeaderMap,
     pool: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -141,7 +144,17 @@ impl Reply {
 
 impl TestClient {
     pub(crate) fn new(addr: SocketAddr) -> Self {
-        Self { addr, pool: Client::builder(TokioExecutor::new()).build(HttpConnector::new()) }
+        Self { addr, usual: HeaderMap::new(), pool: Client::builder(TokioExecutor::new()).build(HttpConnector::new()) }
+    }
+
+    /// One that shows this key.
+    pub(crate) fn with_key(addr: SocketAddr, key: &str) -> Self {
+        Self { usual: [(AUTHORIZATION, format!("Bearer {key}").parse().unwrap())].into_iter().collect(), ..Self::new(addr) }
+    }
+
+    /// One like this, with connections of its own.
+    pub(crate) fn another(&self) -> Self {
+        Self { usual: self.usual.clone(), ..Self::new(self.addr) }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
@@ -170,6 +183,7 @@ impl TestClient {
         *request.method_mut() = method;
         *request.uri_mut() = format!("http://{}{path}", self.addr).parse().unwrap();
         *request.headers_mut() = headers;
+        request.headers_mut().extend(self.usual.clone());
         tokio::time::timeout(PATIENCE, self.pool.request(request)).await.expect("an answer begins").expect("a connection")
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cortex_core::NodeState;
 use cortex_core::config::{Endpoint, GatewayConfig, TlsSection};
 use cortex_gateway::Gateway;
-use cortex_net::{CertificateFiles, Dialer, Identity, Serving, Trust};
+use cortex_net::{CertificateFiles, DialWaits, Dialer, Identity, Serving, Trust};
 use http::Version;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
@@ -68,7 +68,8 @@ impl Authority {
 /// The body of `GET https://ADDR/version`, or why there is none.
 async fn version(addr: SocketAddr, ca: &Path) -> Result<String, String> {
     let trust = Arc::new(ArcSwap::from_pointee(Trust::of_file(ca).unwrap()));
-    let client: Client<Dialer, Full<Bytes>> = Client::builder(TokioExecutor::new()).build(Dialer::new(trust, Duration::from_secs(60)));
+    let client: Client<Dialer, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build(Dialer::new(trust, DialWaits::connecting(Duration::from_secs(60))));
     let answer = client.get(format!("https://{addr}/version").parse().unwrap()).await;
     let answer = answer.map_err(|error| neuron_api::client::causes(&error))?;
     Ok(String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
