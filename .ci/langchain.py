@@ -1,6 +1,6 @@
-"""Drives a gateway in front of scripted nodes with LangChain, in both dialects.
+"""Drives a gateway in front of scripted nodes with LangChain, in each dialect.
 
-usage: langchain.py http://127.0.0.1:PORT        (`.ci/scripted` starts the node: `actor`)
+usage: langchain.py http://127.0.0.1:PORT        (`.ci/scripted` starts the nodes: `actor`, and one with `embedder`)
 """
 
 import sys
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from langchain_anthropic import ChatAnthropic
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 ROOT = sys.argv[1]
 MODELS = {
@@ -46,17 +46,25 @@ def works(model):
     assert bound.invoke([asked, whole, *results]).text == "It says heron."
 
 
+def embeds():
+    """Texts and a query, as numbers; LangChain's own count of tokens is for OpenAI's models."""
+    embedder = OpenAIEmbeddings(base_url=ROOT + "/v1", api_key="none", model="embedder", max_retries=0, check_embedding_ctx_length=False)
+    texts = embedder.embed_documents(["a heron", "the reeds"])
+    assert texts[0] == embedder.embed_query("a heron") != texts[1], texts
+
+
 def main():
+    cases = {f"over {name}": lambda model=model: works(model) for name, model in MODELS.items()} | {"embeds": embeds}
     failed = []
-    for name, model in MODELS.items():
+    for name, run in cases.items():
         try:
-            works(model)
+            run()
         except Exception:
             traceback.print_exc()
             failed.append(name)
-        print(f"sdk LangChain over {name} ... {'FAILED' if name in failed else 'ok'}", flush=True)
+        print(f"sdk LangChain {name} ... {'FAILED' if name in failed else 'ok'}", flush=True)
     versions = ", ".join(f"{package} {version(package)}" for package in ("langchain-openai", "langchain-anthropic"))
-    print(f"sdk result: {len(MODELS) - len(failed)} passed; {len(failed)} failed (scripted nodes; {versions})")
+    print(f"sdk result: {len(cases) - len(failed)} passed; {len(failed)} failed (scripted nodes; {versions})")
     sys.exit(1 if failed else 0)
 
 

@@ -1,6 +1,6 @@
 """Drives a gateway in front of scripted nodes with the official SDKs of OpenAI and Anthropic: what a real model says only sometimes, or not at all.
 
-usage: scripted_sdk.py http://127.0.0.1:PORT        (`.ci/e2e` starts the nodes: `actor`, `dying`, `busy`)
+usage: scripted_sdk.py http://127.0.0.1:PORT        (`.ci/scripted` starts the nodes: `actor`, `dying`, `busy`, and one with `embedder`)
 """
 
 import json
@@ -135,6 +135,24 @@ def a_node_without_a_place_is_overloaded():
     raises(openai.RateLimitError, lambda: OPENAI.responses.create(model="busy", input="Hi"))
     error = raises(anthropic.APIStatusError, lambda: ANTHROPIC.messages.create(**ask, max_tokens=9))
     assert (error.status_code, error.body["error"]["type"]) == (529, "overloaded_error") and error.response.headers["retry-after"]
+
+
+@case
+def embeddings_come_as_numbers_or_bytes_and_as_short_as_asked():
+    # Without `encoding_format` the SDK asks for bytes, and turns them into numbers after its own strict validation would have refused them.
+    lenient = openai.OpenAI(base_url=ROOT + "/v1", api_key="none", timeout=60, max_retries=0)
+    embed = lambda client=OPENAI, **more: client.embeddings.create(model="embedder", input=["a heron", [104, 105]], **more)
+    plain, floats, short = embed(lenient), embed(encoding_format="float"), embed(encoding_format="float", dimensions=2)
+    vectors = lambda answer: [entry.embedding for entry in answer.data]
+    assert [entry.index for entry in plain.data] == [0, 1], plain
+    for bytes_of, numbers_of in zip(vectors(plain), vectors(floats)):
+        assert all(abs(a - b) < 1e-6 for a, b in zip(bytes_of, numbers_of, strict=True)), (bytes_of, numbers_of)
+    assert [len(vector) for vector in vectors(short)] == [2, 2]
+    for vector in [*vectors(plain), *vectors(short)]:
+        assert abs(sum(x * x for x in vector) - 1) < 1e-5, vector
+    assert plain.usage.prompt_tokens == len("a heron") + 2, plain.usage
+    raises(openai.BadRequestError, lambda: embed(dimensions=5))
+    assert lenient.embeddings.create(model="embedder", input="a heron").data[0].embedding == vectors(plain)[0]
 
 
 def main():
