@@ -20,6 +20,8 @@ from openai import AsyncOpenAI, OpenAI
 ROOT, MODEL = sys.argv[1], sys.argv[2]
 OPTIONS = dict(base_url=ROOT + "/v1", api_key="none", timeout=60, max_retries=0, _strict_response_validation=True)
 CLIENT = OpenAI(**OPTIONS)
+# The SDK's types for completions do not allow the nulls that OpenAI itself sends: in a stream, and before the first token of a prompt.
+LENIENT = OpenAI(**{**OPTIONS, "_strict_response_validation": False})
 GREETING = [{"role": "user", "content": "Hello!"}]
 COUNTING = [{"role": "user", "content": "Count from 5 to 12."}]
 CASES = []
@@ -158,8 +160,11 @@ def several_answers_come_in_one():
     answer = chat(n=2)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert all(choice.finish_reason == "stop" for choice in answer.choices)
-    chunks = list(chat(n=2, stream=True))
-    assert {choice.index for chunk in chunks for choice in chunk.choices} == {0, 1}
+    texts = ["", ""]
+    for chunk in chat(n=2, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in answer.choices], texts
 
 
 @case
@@ -187,14 +192,34 @@ def plain_completions_continue_a_text():
     answer = CLIENT.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=32)
     assert answer.choices[0].text == chat().choices[0].message.content, answer.choices[0].text
     assert answer.usage.prompt_tokens == chat().usage.prompt_tokens
-    # The SDK has one type for whole and streamed completions, which does not allow the null that OpenAI itself sends in a stream.
-    lenient = OpenAI(**{**OPTIONS, "_strict_response_validation": False})
-    chunks = lenient.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=32, stream=True)
+    chunks = LENIENT.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=32, stream=True)
     assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == answer.choices[0].text
     several = CLIENT.completions.create(model=MODEL, prompt=[prompt, prompt], temperature=0, max_tokens=32)
     assert [choice.text for choice in several.choices] == [answer.choices[0].text] * 2
     with_logprobs = CLIENT.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=4, logprobs=2)
     assert len(with_logprobs.choices[0].logprobs.tokens) == 4
+
+
+@case
+def a_prompt_is_scored_and_its_answer_is_the_likeliest():
+    prompt = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
+    score = lambda text, **more: LENIENT.completions.create(model=MODEL, prompt=text, echo=True, logprobs=1, temperature=0, **more)
+    # Without its last token, so that one more follows: the end of an answer has no entry of its own.
+    answer = chat().choices[0].message.content.removesuffix("?")
+    whole = score(prompt + answer, max_tokens=0)
+    choice, logprobs = whole.choices[0], whole.choices[0].logprobs
+    assert choice.text == "".join(logprobs.tokens) == prompt + answer, choice
+    assert (choice.finish_reason, whole.usage.completion_tokens, len(logprobs.tokens)) == ("length", 0, whole.usage.prompt_tokens)
+    assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
+    assert all(choice.text[at:].startswith(token) for at, token in zip(logprobs.text_offset, logprobs.tokens))
+    # As lm-evaluation-harness reads it: the context's tokens are skipped, and one token more is asked for and dropped.
+    context = score(prompt, max_tokens=0).usage.prompt_tokens
+    asked = score([prompt + answer, prompt + "Nonsense."], max_tokens=1)
+    read = [(choice.logprobs.token_logprobs[context:-1], choice.logprobs.top_logprobs[context:-1]) for choice in asked.choices]
+    greedy = [all(token == max(top.values()) for token, top in zip(*each)) for each in read]
+    assert greedy == [True, False], greedy
+    assert sum(read[0][0]) > sum(read[1][0]), read
+    assert read[0][0] == logprobs.token_logprobs[context:], "a score does not depend on what else is asked"
 
 
 @case
@@ -230,6 +255,17 @@ def a_tool_is_called_and_its_result_is_read():
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": '{"temperature": 21, "condition": "sunny"}'}
     said = chat([*ASKED, message.model_dump(exclude_none=True), result], tools=tools).choices[0].message.content
     assert "sunny" in said, said
+
+
+@case
+def two_tools_are_called_at_once():
+    tools = [{"type": "function", "function": WEATHER}]
+    asked = [{"role": "user", "content": "What is the weather in Berlin and in Madrid?"}]
+    cities = lambda calls: [json.loads(call.function.arguments)["city"] for call in calls]
+    assert cities(chat(asked, tools=tools).choices[0].message.tool_calls) == ["Berlin", "Madrid"]
+    with CLIENT.chat.completions.stream(model=MODEL, messages=asked, tools=tools, temperature=0) as stream:
+        assert cities(stream.get_final_completion().choices[0].message.tool_calls) == ["Berlin", "Madrid"]
+    assert len(chat(asked, tools=tools, tool_choice="required", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
 
 
 @case

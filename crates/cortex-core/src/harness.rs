@@ -34,7 +34,7 @@ pub trait Harness: Send + Sync + 'static {
     async fn detokenize(&self, model: &ModelId, ids: Vec<u32>) -> Result<String, HarnessError>;
 }
 
-/// Events of one generation: `Started`, then what the model says, then exactly one `Finish`, or an error at any point.
+/// Events of one generation: `Started`, then `Prompt` if it was asked for, then what the model says, then exactly one `Finish`, or an error at any point.
 pub type EventStream = BoxStream<'static, Result<GenerateEvent, HarnessError>>;
 
 /// One sequence to generate.
@@ -50,10 +50,12 @@ pub struct GenerateRequest {
     pub sampling: SamplingRequest,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,
-    /// Longest answer in tokens; absent: up to the model's context.
+    /// Longest answer in tokens, 0 where only the prompt is wanted; absent: up to the model's context.
     pub max_tokens: Option<u32>,
     /// Report the log-probability of each token, and of this many alternatives.
     pub logprobs: Option<u8>,
+    /// Report the same of the prompt's tokens.
+    pub prompt_logprobs: bool,
 }
 
 /// What the model continues.
@@ -126,6 +128,13 @@ pub enum GenerateEvent {
         prompt_tokens: u32,
         /// How many of them were found in the prefix cache.
         cached_tokens: u32,
+    },
+    /// The prompt's tokens, where [`GenerateRequest::prompt_logprobs`] asked for them.
+    Prompt {
+        /// The text of the first one. It has no probability, since nothing comes before it.
+        first: String,
+        /// The others, in order.
+        rest: Vec<TokenLogprob>,
     },
     /// More of the answer. The text may be empty while a character is incomplete.
     Text {

@@ -14,8 +14,10 @@ pub(crate) trait Dialect: Send + 'static {
     type Chunk: Serialize + Send + 'static;
     type Whole: Serialize;
 
+    /// Takes what is to be said of a choice's prompt in its opening.
+    fn prompt(&mut self, index: u32, first: String, rest: Vec<TokenLogprob>);
     /// Goes before a choice's first text; `prompt` is what is known of the prompt, if the request wants to hear it.
-    fn opening(&self, index: u32, prompt: Option<CompletionUsage>) -> Option<Self::Chunk>;
+    fn opening(&mut self, index: u32, prompt: Option<CompletionUsage>) -> Option<Self::Chunk>;
     fn text(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn reasoning(&mut self, index: u32, text: String, logprobs: Vec<TokenLogprob>) -> Self::Chunk;
     fn tool_call(&mut self, index: u32, call: ToolCallDelta) -> Self::Chunk;
@@ -52,7 +54,10 @@ impl Dialect for Chat {
     type Chunk = ChatChunk;
     type Whole = ChatCompletion;
 
-    fn opening(&self, index: u32, prompt: Option<CompletionUsage>) -> Option<ChatChunk> {
+    /// Chat has no place for the tokens of a prompt, and no field that asks for them.
+    fn prompt(&mut self, _: u32, _: String, _: Vec<TokenLogprob>) {}
+
+    fn opening(&mut self, index: u32, prompt: Option<CompletionUsage>) -> Option<ChatChunk> {
         let delta = ChatDelta { role: Some(Role::Assistant), content: Some(String::new()), ..Default::default() };
         Some(ChatChunk { usage: prompt, ..self.delta(index, delta, Vec::new()) })
     }
@@ -88,13 +93,16 @@ pub(crate) struct Plain {
     head: Head,
     /// What each choice begins with: its prompt, where that was asked for.
     echoes: Vec<Option<Arc<str>>>,
+    /// What is to be said of its tokens.
+    prompts: Vec<Option<CompletionLogprobs>>,
     /// Where the next token's text starts in each choice, in characters.
     offsets: Vec<u32>,
 }
 
 impl Plain {
     pub(crate) fn new(head: Head, echoes: Vec<Option<Arc<str>>>) -> Self {
-        Self { head, offsets: vec![0; echoes.len()], echoes }
+        let choices = echoes.len();
+        Self { head, echoes, prompts: vec![None; choices], offsets: vec![0; choices] }
     }
 
     fn chunk(&self, choices: Vec<CompletionChoice>) -> Completion {
@@ -107,9 +115,24 @@ impl Dialect for Plain {
     type Chunk = Completion;
     type Whole = Completion;
 
-    fn opening(&self, index: u32, _: Option<CompletionUsage>) -> Option<Completion> {
+    fn prompt(&mut self, index: u32, first: String, rest: Vec<TokenLogprob>) {
+        let echo = self.echoes[index as usize].as_deref().unwrap_or_default();
+        let end = echo.chars().count() as u32;
+        // A token that the tokenizer put before the text is no part of it.
+        let mut offset = if echo.starts_with(&first) { first.chars().count() as u32 } else { 0 };
+        let mut logprobs = CompletionLogprobs::default();
+        logprobs.push_first(first);
+        for token in rest {
+            offset = logprobs.push(token, offset).min(end);
+        }
+        self.offsets[index as usize] = end;
+        self.prompts[index as usize] = Some(logprobs);
+    }
+
+    fn opening(&mut self, index: u32, _: Option<CompletionUsage>) -> Option<Completion> {
         let text = self.echoes[index as usize].as_ref()?.as_ref().to_owned();
-        Some(self.chunk(vec![CompletionChoice { index, text, ..CompletionChoice::default() }]))
+        let logprobs = self.prompts[index as usize].take();
+        Some(self.chunk(vec![CompletionChoice { index, text, logprobs, ..CompletionChoice::default() }]))
     }
 
     fn text(&mut self, index: u32, text: String, tokens: Vec<TokenLogprob>) -> Completion {

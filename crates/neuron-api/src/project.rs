@@ -54,6 +54,7 @@ pub(crate) async fn start<D: Dialect>(
             stop: options.stop.clone(),
             max_tokens: options.max_tokens,
             logprobs: options.logprobs,
+            prompt_logprobs: options.prompt_logprobs,
         })
     });
     let admitted = try_join_all(admissions).await?;
@@ -90,6 +91,10 @@ impl<D: Dialect> Generation<D> {
         match event {
             GenerateEvent::Started { prompt_tokens, cached_tokens } => {
                 self.choices[index].prompt = Usage { prompt_tokens, cached_tokens, ..Usage::default() };
+                Vec::new()
+            }
+            GenerateEvent::Prompt { first, rest } => {
+                self.dialect.prompt(index as u32, first, rest);
                 Vec::new()
             }
             GenerateEvent::Text { text, logprobs } if text.is_empty() && logprobs.is_empty() => Vec::new(),

@@ -115,6 +115,7 @@ async fn streams(model: &LoadedModel, count: usize, tokens: usize) -> anyhow::Re
         stop: vec![],
         max_tokens: Some(tokens as u32),
         logprobs: None,
+        prompt_logprobs: false,
     };
     let started = Instant::now();
     let counts = join_all((0..count).map(|stream| drain(model, request(stream)))).await;

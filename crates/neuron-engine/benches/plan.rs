@@ -42,7 +42,13 @@ struct Run {
 impl Run {
     fn new(sequences: usize, context: usize) -> Self {
         let len_max = context + STEPS + 3;
-        let limits = Limits { step_tokens_max: sequences * context, running_max: sequences, waiting_max: sequences, lookahead: true };
+        let limits = Limits {
+            step_tokens_max: sequences * context,
+            step_scores_max: 1,
+            running_max: sequences,
+            waiting_max: sequences,
+            lookahead: true,
+        };
         let blocks = sequences * len_max.div_ceil(BLOCK_SIZE);
         let mut scheduler = Scheduler::new(limits, BlockManager::new(blocks, BLOCK_SIZE, true));
         for id in 0..sequences as u64 {

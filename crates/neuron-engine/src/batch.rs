@@ -35,8 +35,19 @@ pub struct BatchSequence {
     pub positions: Vec<[u32; 3]>,
     /// Parts of pictures among the new tokens.
     pub images: Vec<ImagePart>,
+    /// What is asked of the rows before that of `sample`: how probable a token of the prompt was, one draw without a choice each.
+    pub scores: Vec<Sample>,
     /// How to draw the next token from the last row; absent while the prompt goes on in a later step.
     pub sample: Option<Sample>,
+}
+
+/// Whose row of logits it is, and whether it scores the prompt or draws the next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Whose.
+    pub id: SequenceId,
+    /// A token of the prompt is scored.
+    pub scores: bool,
 }
 
 /// The tokens that a step computes for one sequence.
@@ -119,13 +130,18 @@ impl Batch {
         rows
     }
 
-    /// The rows of T that logits are wanted of, `[R]`: the last of each sequence that samples, in order.
+    /// The rows of T that logits are wanted of, `[R]`: the last ones of each sequence, as many as are asked something, in order.
     pub fn logit_rows(&self) -> Vec<u32> {
         let ends = self.sequences.iter().scan(0, |end, sequence| {
-            *end += sequence.tokens.len();
+            *end += sequence.tokens.len() as u32;
             Some((*end, sequence))
         });
-        ends.filter(|(_, sequence)| sequence.sample.is_some()).map(|(end, _)| (end - 1) as u32).collect()
+        ends.flat_map(|(end, sequence)| end - sequence.asked().count() as u32..end).collect()
+    }
+
+    /// What is asked of each of `logit_rows`.
+    pub fn asked(&self) -> impl Iterator<Item = (Asked, &Sample)> {
+        self.sequences.iter().flat_map(BatchSequence::asked)
     }
 
     /// The parts of pictures in the step, each with the row of T where it begins.
@@ -183,8 +199,14 @@ impl BatchSequence {
             context_len: end,
             positions: (start..end).map(|index| sequence.position(index)).collect(),
             images: sequence.images.iter().filter_map(|image| ImagePart::within(*image, start, end)).collect(),
+            scores: sequence.scores(start, end).map(|index| Sample::score(sequence, index)).collect(),
             sample: chunk.samples.then(|| Sample::new(sequence, end)),
         }
+    }
+
+    fn asked(&self) -> impl Iterator<Item = (Asked, &Sample)> {
+        let asked = |scores| move |sample| (Asked { id: self.id, scores }, sample);
+        self.scores.iter().map(asked(true)).chain(self.sample.iter().map(asked(false)))
     }
 
     /// The slot (`block * block_size + offset`) of each new token.
@@ -219,5 +241,12 @@ impl Sample {
             logprobs: sequence.logprobs,
             allowed: None,
         }
+    }
+
+    /// The log-probability of token `index` of the prompt of `sequence`: what a draw reports that may choose this token only.
+    fn score(sequence: &Sequence, index: usize) -> Self {
+        let only = TokenMask::only(sequence.tokens[index]);
+        let params = Arc::new(SamplingParams::greedy());
+        Self { params, position: index as u64, prompt: vec![], answer: vec![], logprobs: sequence.logprobs, allowed: Some(Arc::new(only)) }
     }
 }

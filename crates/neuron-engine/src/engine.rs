@@ -88,6 +88,8 @@ struct Live {
     constraint: Option<Box<Constraint>>,
     events: mpsc::Sender<TokenEvent>,
     place: Option<OwnedSemaphorePermit>,
+    /// The scores of the prompt so far.
+    scores: Vec<Sampled>,
     started: bool,
 }
 
@@ -158,7 +160,7 @@ impl Engine {
         let id = sequence.id;
         match self.scheduler.add(sequence) {
             Ok(()) => {
-                let live = Live { images, constraint, events, place: Some(place), started: false };
+                let live = Live { images, constraint, events, place: Some(place), scores: vec![], started: false };
                 self.live.insert(id, live);
             }
             Err(error) => emit(&events, TokenEvent::Failed(error.into())),
@@ -237,14 +239,19 @@ impl Engine {
     }
 
     fn commit(&mut self, step: &Step, output: StepOutput) {
-        // Both are in the order of the batch.
+        // All are in the order of the batch.
         let mut sampled = output.sampled.into_iter().peekable();
+        let mut scored = output.scored.into_iter().peekable();
         for chunk in &step.chunks {
+            while let Some((id, score)) = scored.next_if(|(id, _)| *id == chunk.id) {
+                self.live.entry(id).and_modify(|live| live.scores.push(score));
+            }
             let drawn = sampled.next_if(|(id, _)| *id == chunk.id).map(|(_, sampled)| sampled);
             // For what ended while the step was under way, nobody waits.
             let token = drawn.filter(|_| self.live.contains_key(&chunk.id));
             self.scheduler.commit(chunk.id, chunk.len, token.as_ref().map(|sampled| sampled.token));
-            self.stats.computed(chunk.len, token.is_some());
+            let answers = self.scheduler.sequence(chunk.id).is_some_and(Sequence::answers);
+            self.stats.computed(chunk.len, answers && token.is_some());
             if let Some(token) = token {
                 self.emit_token(chunk.id, token);
             }
@@ -256,9 +263,11 @@ impl Engine {
         if !live.started {
             live.started = true;
             self.stats.started(sequence.prompt_len, sequence.cached);
-            emit(&live.events, TokenEvent::Started { cached_tokens: sequence.cached as u32 });
+            let scores = std::mem::take(&mut live.scores);
+            emit(&live.events, TokenEvent::Started { cached_tokens: sequence.cached as u32, scores });
         }
-        let is_end = self.end_tokens.contains(&sampled.token);
+        // Where no answer is wanted, the token drawn is not looked at: its draw only tells that the prompt is done.
+        let is_end = sequence.answers() && self.end_tokens.contains(&sampled.token);
         // A form says itself where it ends.
         let ended = is_end && (!sequence.sampling.ignore_eos || live.constraint.is_some());
         let full = sequence.is_full();
@@ -270,7 +279,7 @@ impl Engine {
             }
             complete = constraint.is_complete();
         }
-        if !ended {
+        if !ended && sequence.answers() {
             emit(&live.events, TokenEvent::Token(sampled));
         }
         if ended || full || complete {

@@ -23,6 +23,8 @@ pub enum TokenEvent {
     Started {
         /// Tokens found in the prefix cache.
         cached_tokens: u32,
+        /// All tokens of the prompt but the first, if they were to be scored; otherwise none.
+        scores: Vec<Sampled>,
     },
     /// One more token of the answer.
     Token(Sampled),
@@ -44,11 +46,20 @@ pub fn channel(max_tokens: usize) -> (mpsc::Sender<TokenEvent>, mpsc::Receiver<T
     mpsc::channel(max_tokens + 2)
 }
 
+/// What a generation tells of its prompt.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptFacts {
+    /// How many tokens it has.
+    pub tokens: u32,
+    /// Its first token, if the client wants to hear how probable the others are.
+    pub scored_after: Option<u32>,
+}
+
 /// Turns token events into the events of [`EventStream`].
 pub fn event_stream(
     tokens: mpsc::Receiver<TokenEvent>,
     tokenizer: Arc<Tokenizer>,
-    prompt_tokens: u32,
+    prompt: PromptFacts,
     stop: Vec<String>,
     parser: AnswerParser,
 ) -> EventStream {
@@ -59,7 +70,8 @@ pub fn event_stream(
         stop: StopMatcher::new(stop),
         parser,
         calls: 0,
-        usage: Usage { prompt_tokens, ..Usage::default() },
+        scored_after: prompt.scored_after,
+        usage: Usage { prompt_tokens: prompt.tokens, ..Usage::default() },
         ready: VecDeque::new(),
     };
     unfold(state, |mut state| async move { state.next().await.map(|event| (event, state)) }).boxed()
@@ -74,6 +86,7 @@ struct Generation {
     parser: AnswerParser,
     /// Tool calls so far.
     calls: u32,
+    scored_after: Option<u32>,
     usage: Usage,
     ready: VecDeque<Result<GenerateEvent, HarnessError>>,
 }
@@ -91,9 +104,13 @@ impl Generation {
 
     fn take(&mut self, event: Option<TokenEvent>) {
         match event {
-            Some(TokenEvent::Started { cached_tokens }) => {
+            Some(TokenEvent::Started { cached_tokens, scores }) => {
                 self.usage.cached_tokens = cached_tokens;
                 self.ready.push_back(Ok(GenerateEvent::Started { prompt_tokens: self.usage.prompt_tokens, cached_tokens }));
+                if let Some(first) = self.scored_after {
+                    let rest = scores.iter().flat_map(|score| self.logprobs(score)).collect();
+                    self.ready.push_back(Ok(GenerateEvent::Prompt { first: self.text_of(first), rest }));
+                }
             }
             Some(TokenEvent::Token(sampled)) => self.token(&sampled),
             Some(TokenEvent::Finish { reason, ended_by_token }) => {
@@ -192,15 +209,16 @@ impl Generation {
     }
 
     fn logprobs(&self, sampled: &Sampled) -> Vec<TokenLogprob> {
-        let choice = |id: u32, logprob: f32| {
-            let bytes = self.tokenizer.token_bytes(id);
-            TokenChoice { id, text: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob }
-        };
+        let choice = |id: u32, logprob: f32| TokenChoice { id, text: self.text_of(id), bytes: self.tokenizer.token_bytes(id), logprob };
         let entry = sampled.logprob.as_ref().map(|found| TokenLogprob {
             chosen: choice(sampled.token, found.chosen),
             top: found.top.iter().map(|&(id, logprob)| choice(id, logprob)).collect(),
         });
         entry.into_iter().collect()
+    }
+
+    fn text_of(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned()
     }
 }
 

@@ -6,13 +6,13 @@ use candle_core::{Device, Result, Tensor, bail};
 use neuron_kernels::sampling::{Drawn, Fault, Outcome, Row, Sampler};
 use neuron_kernels::{Delivery, Inbox, Outbox, StepGraphs, resolve_ids};
 
-use crate::batch::{Batch, Sample};
+use crate::batch::{Asked, Batch};
 use crate::cache::kv_cache::LayerCaches;
-use crate::device::command::{StepOutcome, StepOutput};
+use crate::device::command::StepOutcome;
 use crate::error::DeviceError;
 use crate::models::{CausalLm, Visual};
 use crate::sampler::{SampleError, Sampled};
-use crate::sequence::{SequenceId, SequenceMap};
+use crate::sequence::SequenceMap;
 use crate::step_tensors::Layout;
 
 /// What a GPU keeps from step to step.
@@ -64,14 +64,12 @@ impl GpuSteps {
 
     /// Queues the draw of a token for each row.
     pub(crate) fn draw(&mut self, batch: &Batch, logits: &Tensor) -> Result<DrawnRows> {
-        let asked: Vec<(SequenceId, &Sample)> =
-            batch.sequences.iter().filter_map(|share| Some((share.id, share.sample.as_ref()?))).collect();
-        let rows: Vec<Row> = asked.iter().map(|(_, sample)| sample.row().on_device()).collect();
+        let rows: Vec<Row> = batch.asked().map(|(_, how)| how.row().on_device()).collect();
         let outcome = self.sampler.draw(logits, &rows)?;
-        let ids: Vec<SequenceId> = asked.into_iter().map(|(id, _)| id).collect();
+        let asked: Vec<Asked> = batch.asked().map(|(asked, _)| asked).collect();
         self.tokens = Some(outcome.tokens()?);
-        self.rows = ids.iter().enumerate().map(|(row, id)| (*id, row as u32)).collect();
-        Ok(DrawnRows { ids, outcome })
+        self.rows = asked.iter().zip(0..).filter(|(asked, _)| !asked.scores).map(|(asked, row)| (asked.id, row)).collect();
+        Ok(DrawnRows { asked, outcome })
     }
 
     /// Sends what was drawn to the host.
@@ -82,7 +80,7 @@ impl GpuSteps {
 
 /// The tokens of a step on the device.
 pub(crate) struct DrawnRows {
-    ids: Vec<SequenceId>,
+    asked: Vec<Asked>,
     outcome: Outcome,
 }
 
@@ -95,13 +93,13 @@ pub(crate) struct DrawnTokens {
 impl DrawnTokens {
     /// Waits for them.
     pub(crate) fn wait(self) -> StepOutcome {
-        let DrawnRows { ids, outcome } = self.drawn;
+        let DrawnRows { asked, outcome } = self.drawn;
         let words = self.delivery.wait();
         let rows = words.and_then(|words| outcome.read(&words)).map_err(|error| DeviceError::Step(error.to_string()))?;
-        let token = |(id, row): (SequenceId, std::result::Result<Drawn, Fault>)| match row {
-            Ok(drawn) => Ok((id, Sampled::from(drawn))),
+        let token = |(asked, row): (Asked, std::result::Result<Drawn, Fault>)| match row {
+            Ok(drawn) => Ok((asked, Sampled::from(drawn))),
             Err(fault) => Err(DeviceError::Step(SampleError::from(fault).to_string())),
         };
-        Ok(StepOutput { sampled: ids.into_iter().zip(rows).map(token).collect::<std::result::Result<_, _>>()? })
+        asked.into_iter().zip(rows).map(token).collect()
     }
 }

@@ -105,6 +105,9 @@ impl Default for LoadOptions {
 /// Waiting prompts may need this many times the KV cache.
 const QUEUE_FACTOR: usize = 4;
 
+/// Tokens of prompts scored in one step: as many rows of logits as the answers of a full step have.
+const STEP_SCORES_MAX: usize = 128;
+
 static NEXT_KEY: AtomicU64 = AtomicU64::new(0);
 
 /// Loads a model and answers when it serves.
@@ -248,7 +251,8 @@ fn start_engine(
     let EngineLimits { step_tokens_max, running_max, waiting_max, prefix_cache, lookahead, .. } = limits;
     let (commands, inbox) = mpsc::channel(waiting_max);
     let blocks = BlockManager::new(kv.blocks, BLOCK_SIZE, prefix_cache);
-    let scheduler = Scheduler::new(Limits { step_tokens_max, running_max, waiting_max, lookahead }, blocks);
+    let limits = Limits { step_tokens_max, step_scores_max: STEP_SCORES_MAX, running_max, waiting_max, lookahead };
+    let scheduler = Scheduler::new(limits, blocks);
     stats.observe(&scheduler);
     let engine = Engine::new(inbox, scheduler, ranks, key, end_tokens.to_vec(), stats);
     let thread = std::thread::Builder::new().name(format!("engine {id}"));

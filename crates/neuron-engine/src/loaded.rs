@@ -16,7 +16,7 @@ use crate::device::command::ModelKey;
 use crate::engine::{EngineCommand, Submission};
 use crate::error::DeviceError;
 use crate::frontend::{Frontend, PreparedPrompt};
-use crate::generation::{TokenEvent, channel, event_stream};
+use crate::generation::{PromptFacts, TokenEvent, channel, event_stream};
 use crate::image::EncodedImage;
 use crate::models::EncoderInput;
 use crate::sequence::{Sequence, SequenceId};
@@ -75,7 +75,7 @@ pub(crate) struct EngineDoor {
 /// A request that the engine has taken.
 struct Admitted {
     tokens: mpsc::Receiver<TokenEvent>,
-    prompt_len: usize,
+    prompt: PromptFacts,
     parser: AnswerParser,
 }
 
@@ -117,8 +117,8 @@ impl LoadedModel {
 
     /// Admits a request and answers with its events. `images` are the encoded pictures in the order in which the messages show them.
     pub async fn generate(&self, request: GenerateRequest, images: Vec<EncodedImage>) -> Result<EventStream, HarnessError> {
-        let Admitted { tokens, prompt_len, parser } = self.admit(&request, images).await?;
-        Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt_len as u32, request.stop, parser))
+        let Admitted { tokens, prompt, parser } = self.admit(&request, images).await?;
+        Ok(event_stream(tokens, self.inner.frontend.tokenizer().clone(), prompt, request.stop, parser))
     }
 
     /// Admits a request and answers with its bare tokens as they are drawn: no text, and so no stop texts. For measurements.
@@ -131,17 +131,19 @@ impl LoadedModel {
         let mut prompt = self.prepare(request.prompt.clone(), images).await?;
         let context = self.inner.info.context;
         let prompt_len = prompt.ids.len();
-        if prompt_len >= context {
+        let asked = request.max_tokens.map_or(usize::MAX, |asked| asked as usize);
+        if prompt_len + asked.min(1) > context {
             return Err(HarnessError::ContextLength { prompt_tokens: prompt_len, context });
         }
-        let answer_max = request.max_tokens.map_or(context - prompt_len, |asked| (asked as usize).clamp(1, context - prompt_len));
+        let answer_max = asked.min(context - prompt_len);
+        let facts = PromptFacts { tokens: prompt_len as u32, scored_after: request.prompt_logprobs.then_some(prompt.ids[0]) };
         let sequence = self.sequence(request, &prompt, prompt_len + answer_max)?;
         let place = self.place(door, prompt_len)?;
         let (events, tokens) = channel(answer_max);
         let constraint = prompt.constraint.take().map(Box::new);
         let submission = Submission { sequence, images: prompt.images, constraint, events, place };
         match door.commands.try_send(EngineCommand::Submit(Box::new(submission))) {
-            Ok(()) => Ok(Admitted { tokens, prompt_len, parser: prompt.parser }),
+            Ok(()) => Ok(Admitted { tokens, prompt: facts, parser: prompt.parser }),
             Err(TrySendError::Full(_)) => Err(self.overloaded("the queue of this model is full", prompt_len)),
             Err(TrySendError::Closed(_)) => Err(HarnessError::ShuttingDown),
         }
@@ -245,6 +247,10 @@ impl LoadedModel {
         let fresh_seed = RandomState::new().hash_one(id.0);
         sequence.sampling = Arc::new(request.sampling.resolve(frontend.sampling_defaults(), fresh_seed));
         sequence.logprobs = request.logprobs;
+        if request.prompt_logprobs {
+            sequence.score_from = 1;
+            sequence.logprobs = Some(request.logprobs.unwrap_or(0));
+        }
         sequence.held_to_form = prompt.constraint.is_some();
         sequence.images = prompt.spans.clone();
         sequence.positions = prompt.positions.clone();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::batch::{Batch, BatchSequence, NewTokens, Sample};
+use crate::batch::{Asked, Batch, BatchSequence, NewTokens, Sample};
 use crate::cache::kv_cache::LayerCaches;
 use crate::device::collective::{Collective, Shard};
 use crate::device::command::{ShardLoad, ShardReport, StepInput, StepOutput, StepReply};
@@ -255,16 +255,15 @@ fn look(
     Ok(known)
 }
 
-/// One token for each sequence that samples; `logits` has their rows in the batch's order.
+/// One token for each row that is asked something; `logits` has these rows in the batch's order.
 fn draw(batch: &Batch, logits: &Tensor) -> Result<StepOutput> {
-    let asked: Vec<(&BatchSequence, &Sample)> =
-        batch.sequences.iter().filter_map(|sequence| Some((sequence, sequence.sample.as_ref()?))).collect();
+    let asked: Vec<(Asked, &Sample)> = batch.asked().collect();
     let vocabulary = logits.dim(1)?;
     let mut rows = logits.flatten_all()?.to_vec1::<f32>()?;
-    let sampled = rows.par_chunks_mut(vocabulary).zip(asked).map(|(row, (sequence, asked))| draw_one(row, sequence.id, asked));
-    Ok(StepOutput { sampled: sampled.collect::<Result<_>>()? })
+    let answers = rows.par_chunks_mut(vocabulary).zip(asked).map(|(row, (asked, how))| Ok((asked, draw_one(row, how)?)));
+    Ok(answers.collect::<Result<Vec<_>>>()?.into_iter().collect())
 }
 
-fn draw_one(row: &mut [f32], id: SequenceId, asked: &Sample) -> Result<(SequenceId, Sampled)> {
-    Ok((id, sample(row, &asked.row()).map_err(candle_core::Error::wrap)?))
+fn draw_one(row: &mut [f32], how: &Sample) -> Result<Sampled> {
+    sample(row, &how.row()).map_err(candle_core::Error::wrap)
 }

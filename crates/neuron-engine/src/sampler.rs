@@ -77,6 +77,13 @@ impl TokenMask {
         Self { words: vec![0; vocab_size.div_ceil(64)] }
     }
 
+    /// One id, and nothing past it.
+    pub fn only(token: u32) -> Self {
+        let mut mask = Self::none(token as usize + 1);
+        mask.allow(token);
+        mask
+    }
+
     /// The set that `halves` spell, 32 ids to a word, cut or filled up with absent ids to `vocab_size`.
     pub fn from_halves(halves: &[u32], vocab_size: usize) -> Self {
         let half = |at: usize| u64::from(halves.get(at).copied().unwrap_or(0));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use cortex_core::SamplingParams;
@@ -81,6 +82,9 @@ pub struct Sequence {
     pub prompt_len: usize,
     /// Tokens whose keys and values are in the cache.
     pub computed: usize,
+    /// The first token of the prompt whose log-probability is still to be told, by the logits of the token before it; `prompt_len` when
+    /// none is.
+    pub score_from: usize,
     /// Tokens that the prefix cache held when the sequence was first admitted.
     pub cached: usize,
     /// Its block table: block `i` holds tokens `i * block_size ..`.
@@ -113,6 +117,7 @@ impl Sequence {
         Self {
             id,
             prompt_len: prompt.len(),
+            score_from: prompt.len(),
             tokens: prompt,
             computed: 0,
             cached: 0,
@@ -143,6 +148,27 @@ impl Sequence {
     /// Known tokens that are not in the cache yet.
     pub fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// True when an answer is wanted, not only what the model says of the prompt.
+    pub fn answers(&self) -> bool {
+        self.total_len_max > self.prompt_len
+    }
+
+    /// True while tokens of the prompt are to be scored.
+    pub fn is_scored(&self) -> bool {
+        self.score_from < self.prompt_len
+    }
+
+    /// The tokens that the logits of the tokens `start..end` score.
+    pub fn scores(&self, start: usize, end: usize) -> Range<usize> {
+        let first = self.score_from.max(start + 1);
+        first..self.prompt_len.min(end + 1).max(first)
+    }
+
+    /// How many tokens may come out of the prefix cache: not the last one, nor those whose logits score others.
+    pub fn reusable(&self) -> usize {
+        if self.is_scored() { self.score_from - 1 } else { self.tokens.len() - 1 }
     }
 
     /// True once the answer is as long as it may be; its last token is never computed.

@@ -157,6 +157,7 @@ async fn run(model: &LoadedModel, prompt: &[u32], count: usize) -> anyhow::Resul
         stop: vec![],
         max_tokens: Some(count as u32),
         logprobs: None,
+        prompt_logprobs: false,
     };
     let started = Instant::now();
     let mut events = model.tokens(&request).await?;

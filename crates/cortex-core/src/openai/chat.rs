@@ -28,7 +28,7 @@ impl ChatRequest {
     pub fn parse(mut fields: Fields) -> Result<Self, ApiError> {
         let model = fields.model()?;
         let prompt = chat_prompt(&mut fields)?;
-        let options = GenerateOptions { logprobs: logprobs(&mut fields)?, ..GenerateOptions::take(&mut fields)? };
+        let options = GenerateOptions { logprobs: logprobs(&mut fields)?, ..GenerateOptions::take(&mut fields, 1)? };
         Ok(Self { model, prompt, options })
     }
 }

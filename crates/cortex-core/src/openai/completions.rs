@@ -15,6 +15,9 @@ use crate::model::ModelId;
 /// Most prompts of one completion request.
 pub const PROMPTS_MAX: usize = 128;
 
+const NO_LOGPROBS_OF_A_GAP: &str =
+    "`echo` with `logprobs` tells of the tokens of a whole prompt, which one with a `suffix` is not: leave one of the three out.";
+
 /// A completion request, checked.
 #[derive(Clone, Debug)]
 pub struct CompletionRequest {
@@ -37,9 +40,14 @@ impl CompletionRequest {
         let prompts = prompts("prompt", prompt, PROMPTS_MAX)?.into_iter().map(|prompt| before(prompt, suffix.as_deref()));
         let prompts = prompts.collect::<Result<_, _>>()?;
         let logprobs = fields.integer("logprobs", 0..=TOP_LOGPROBS_MAX)?.map(|top| top as u8);
-        let options = GenerateOptions { logprobs, ..GenerateOptions::take(&mut fields)? };
+        let echo = fields.flag("echo")?.unwrap_or(false);
+        let prompt_logprobs = echo && logprobs.is_some();
+        let options = GenerateOptions { logprobs, prompt_logprobs, ..GenerateOptions::take(&mut fields, 0)? };
         refuse_unsupported(&mut fields, &options)?;
-        Ok(Self { model, prompts, echo: echo(&mut fields, &options)?, options })
+        if prompt_logprobs && suffix.is_some() {
+            return Err(unsupported("echo", NO_LOGPROBS_OF_A_GAP));
+        }
+        Ok(Self { model, prompts, echo, options })
     }
 }
 
@@ -86,16 +94,6 @@ fn before(prompt: Prompt, suffix: Option<&str>) -> Result<Prompt, ApiError> {
             "suffix",
             "`suffix` needs a `prompt` that is text: into token ids, write the model's own fill-in-the-middle tokens.",
         )),
-    }
-}
-
-fn echo(fields: &mut Fields, options: &GenerateOptions) -> Result<bool, ApiError> {
-    match fields.flag("echo")? {
-        Some(true) if options.logprobs.is_some() => Err(unsupported(
-            "echo",
-            "`echo` together with `logprobs` is not supported here: the log-probabilities of a prompt are not computed. Leave one of them out.",
-        )),
-        echo => Ok(echo.unwrap_or(false)),
     }
 }
 
@@ -159,23 +157,39 @@ pub struct CompletionChoice {
 pub struct CompletionLogprobs {
     /// Where each token's text starts in the answer, in characters.
     pub text_offset: Vec<u32>,
-    /// ln p of each token.
-    pub token_logprobs: Vec<f32>,
+    /// ln p of each token; null for the first of a prompt.
+    pub token_logprobs: Vec<Option<f32>>,
     /// The text of each token.
     pub tokens: Vec<String>,
-    /// The alternatives at each place, best first.
-    pub top_logprobs: Vec<IndexMap<String, f32>>,
+    /// The alternatives at each place, best first, and the token itself if it is not among them; null for the first of a prompt.
+    pub top_logprobs: Vec<Option<IndexMap<String, f32>>>,
 }
 
 impl CompletionLogprobs {
     /// Adds a token whose text starts at character `text_offset` of the answer; gives where the next one starts.
     pub fn push(&mut self, token: TokenLogprob, text_offset: u32) -> u32 {
         let next = text_offset.saturating_add(token.chosen.text.chars().count() as u32);
+        let logprob = token.chosen.finite_logprob();
+        // Tokens that are no characters on their own may have one text: the most probable of them stands for all.
+        let mut top = IndexMap::with_capacity(token.top.len() + 1);
+        for choice in token.top {
+            let logprob = choice.finite_logprob();
+            top.entry(choice.text).or_insert(logprob);
+        }
+        top.entry(token.chosen.text.clone()).or_insert(logprob);
         self.text_offset.push(text_offset);
-        self.token_logprobs.push(token.chosen.finite_logprob());
-        self.top_logprobs.push(token.top.into_iter().map(|top| (top.text.clone(), top.finite_logprob())).collect());
+        self.token_logprobs.push(Some(logprob));
+        self.top_logprobs.push(Some(top));
         self.tokens.push(token.chosen.text);
         next
+    }
+
+    /// Adds the first token of a prompt, which nothing foretells.
+    pub fn push_first(&mut self, token: String) {
+        self.text_offset.push(0);
+        self.token_logprobs.push(None);
+        self.top_logprobs.push(None);
+        self.tokens.push(token);
     }
 
     fn extend(&mut self, more: Self) {

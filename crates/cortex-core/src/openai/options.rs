@@ -20,10 +20,12 @@ pub struct GenerateOptions {
     pub sampling: SamplingRequest,
     /// Texts that end the answer.
     pub stop: Vec<String>,
-    /// Longest answer in tokens.
+    /// Longest answer in tokens; 0 asks for none.
     pub max_tokens: Option<u32>,
     /// Report log-probabilities, with this many alternatives.
     pub logprobs: Option<u8>,
+    /// Report them of the prompt's tokens, too.
+    pub prompt_logprobs: bool,
     /// Answers to generate for each prompt; choice `i` uses `seed + i`.
     pub n: u32,
     /// Answer in server-sent events.
@@ -35,15 +37,17 @@ pub struct GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Takes the shared options out of `fields`; `logprobs` is left to the dialect, because chat and plain completions differ in it.
-    pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let max_tokens = token_limit(fields, "max_tokens")?;
+    /// Takes the shared options out of `fields`; `logprobs` is left to the dialect, because chat and plain completions differ in it. `max_tokens`
+    /// is at least `tokens_min`.
+    pub fn take(fields: &mut Fields, tokens_min: i64) -> Result<Self, ApiError> {
+        let max_tokens = token_limit(fields, "max_tokens", tokens_min)?;
         let stream_options = fields.object("stream_options")?.unwrap_or_default();
         Ok(Self {
             sampling: sampling(fields)?,
             stop: stop(fields)?,
-            max_tokens: token_limit(fields, "max_completion_tokens")?.or(max_tokens),
+            max_tokens: token_limit(fields, "max_completion_tokens", tokens_min)?.or(max_tokens),
             logprobs: None,
+            prompt_logprobs: false,
             n: fields.integer("n", 1..=CHOICES_MAX)?.unwrap_or(1) as u32,
             stream: fields.flag("stream")?.unwrap_or(false),
             include_usage: stream_option(&stream_options, "include_usage")?,
@@ -52,8 +56,8 @@ impl GenerateOptions {
     }
 }
 
-fn token_limit(fields: &mut Fields, name: &str) -> Result<Option<u32>, ApiError> {
-    Ok(fields.integer(name, 1..=i64::MAX)?.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
+fn token_limit(fields: &mut Fields, name: &str, min: i64) -> Result<Option<u32>, ApiError> {
+    Ok(fields.integer(name, min..=i64::MAX)?.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
 }
 
 fn sampling(fields: &mut Fields) -> Result<SamplingRequest, ApiError> {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use cortex_core::{Capability, EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelId, TokenLogprob, Usage};
+use cortex_core::{
+    Capability, EventStream, FinishReason, GenerateEvent, GenerateRequest, HarnessError, ModelId, Prompt, TokenLogprob, Usage,
+};
 use futures::StreamExt;
 use tokio::time::sleep;
 
@@ -73,7 +75,7 @@ pub(super) async fn start(mock: &MockNeuron, request: GenerateRequest) -> Result
     }
     let (model, plan) = admitted?;
     let running = Running { mock: mock.clone(), id: request.model.clone(), ended: false };
-    Ok(events(running, model, plan, request.logprobs))
+    Ok(events(running, model, plan, &request))
 }
 
 fn admit(mock: &MockNeuron, request: &GenerateRequest) -> Result<(MockModel, Plan), HarnessError> {
@@ -137,13 +139,14 @@ impl Drop for Running {
     }
 }
 
-/// `Started`, the tokens, `Finish`. Nothing runs unless the stream is read, and what it holds is freed when it is dropped.
-fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) -> EventStream {
+/// `Started`, the prompt if it is wanted, the tokens, `Finish`. Nothing runs unless the stream is read, and what it holds is freed when it is dropped.
+fn events(running: Running, model: MockModel, plan: Plan, request: &GenerateRequest) -> EventStream {
     let usage = plan.usage;
     let started = GenerateEvent::Started { prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens };
     let end = GenerateEvent::Finish { reason: plan.reason, stop: plan.stop, usage };
-    let said = said_events(plan.said, logprobs);
-    let script: Vec<GenerateEvent> = [started].into_iter().chain(said).chain([end]).collect();
+    let prompt = request.prompt_logprobs.then(|| prompt_event(&request.prompt, request.logprobs.unwrap_or(0)));
+    let said = said_events(plan.said, request.logprobs);
+    let script: Vec<GenerateEvent> = [started].into_iter().chain(prompt).chain(said).chain([end]).collect();
     let model = Arc::new(model);
     let unfolding = (Some(running), script.into_iter().enumerate());
     futures::stream::unfold(unfolding, move |(running, mut script)| {
@@ -160,13 +163,19 @@ fn events(running: Running, model: MockModel, plan: Plan, logprobs: Option<u8>) 
                     running.end(|counts| counts.finished += 1);
                     return Some((Ok(event), (None, script)));
                 }
-                GenerateEvent::Started { .. } | GenerateEvent::ToolArguments { .. } => {}
+                GenerateEvent::Started { .. } | GenerateEvent::Prompt { .. } | GenerateEvent::ToolArguments { .. } => {}
                 _ => running.count_token(),
             }
             Some((Ok(event), (Some(running), script)))
         }
     })
     .boxed()
+}
+
+fn prompt_event(prompt: &Prompt, top: u8) -> GenerateEvent {
+    let mut tokens = script::tokens(prompt).into_iter().map(|token| script::text_of(&[token])).enumerate();
+    let first = tokens.next().map(|(_, text)| text).unwrap_or_default();
+    GenerateEvent::Prompt { first, rest: tokens.map(|(place, text)| script::logprob(&text, place, top)).collect() }
 }
 
 fn said_events(said: Vec<Said>, logprobs: Option<u8>) -> Vec<GenerateEvent> {
@@ -192,7 +201,7 @@ fn fragments(arguments: &str) -> Vec<String> {
     characters.chunks(CHARACTERS).map(|fragment| fragment.iter().collect()).collect()
 }
 
-/// What happens before the event at `place` (0 is `Started`, then one per token, and one per fragment of a call).
+/// What happens before the event at `place` (0 is `Started`, then one for the prompt where it is wanted, one per token, and one per fragment of a call).
 async fn wait(running: &Running, model: &MockModel, place: usize) -> Result<(), HarnessError> {
     let Some(tokens) = place.checked_sub(1) else {
         if model.faults.hang {

@@ -85,6 +85,17 @@ async fn a_streamed_completion_with_logprobs_and_usage() {
 }
 
 #[tokio::test]
+async fn a_prompt_is_scored_in_the_legacy_shape() {
+    assert_snapshot!(complete(json!({"prompt": "Hä?", "echo": true, "logprobs": 1, "max_tokens": 1})).await.golden());
+}
+
+#[tokio::test]
+async fn prompts_are_scored_alone_in_a_stream() {
+    let asked = json!({"prompt": ["a", [98, 98]], "echo": true, "logprobs": 0, "max_tokens": 0, "stream": true, "stream_options": {"include_usage": true}});
+    assert_snapshot!(complete(asked).await.golden());
+}
+
+#[tokio::test]
 async fn each_prompt_has_its_choices_and_counts_once() {
     let mut model = hello();
     model.answer = neuron_api::mock::Answer::Echo;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-use crate::batch::Batch;
+use crate::batch::{Asked, Batch};
 use crate::cache::kv_cache::CacheSpec;
 use crate::device::collective::{Collective, Shard};
 use crate::device::limits::DeviceLimits;
@@ -104,9 +104,23 @@ pub struct ShardReport {
     pub weight_bytes: u64,
 }
 
-/// One sampled token per sequence whose chunk reached its last token. Only rank 0 samples; the others answer with an empty list.
+/// What the logits of a step say. Only rank 0 tells; the others answer with empty lists.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// In the order of the batch. A sequence whose pending token was lost in a failed step is not among them.
+    /// One token per sequence whose chunk reached its last token, in the order of the batch. A sequence whose pending token was lost in a
+    /// failed step is not among them.
     pub sampled: Vec<(SequenceId, Sampled)>,
+    /// The tokens of prompts that were scored, in the order of the batch.
+    pub scored: Vec<(SequenceId, Sampled)>,
+}
+
+impl FromIterator<(Asked, Sampled)> for StepOutput {
+    fn from_iter<I: IntoIterator<Item = (Asked, Sampled)>>(answers: I) -> Self {
+        let mut output = Self::default();
+        for (Asked { id, scores }, token) in answers {
+            let list = if scores { &mut output.scored } else { &mut output.sampled };
+            list.push((id, token));
+        }
+        output
+    }
 }

@@ -75,10 +75,12 @@ impl Entry {
         }
     }
 
-    /// Its next chunk, of at most `budget` tokens.
-    pub(super) fn next_chunk(&self, budget: usize) -> Chunk {
+    /// Its next chunk, of at most `budget` tokens, of which at most `scores` score others.
+    pub(super) fn next_chunk(&self, budget: usize, scores: usize) -> Chunk {
         let (start, end) = (self.planned(), self.len_ahead());
-        let len = (end - start).min(budget);
+        let scored = self.sequence.scores(start, end);
+        let scored_len = if scored.len() > scores { scored.start + scores - 1 - start } else { end - start };
+        let len = scored_len.min(budget);
         Chunk { id: self.sequence.id, start, len, samples: start + len == end, pending: start >= self.sequence.tokens.len() }
     }
 

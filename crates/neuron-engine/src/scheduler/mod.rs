@@ -112,7 +112,7 @@ impl Scheduler {
     /// Plans the next step. A sequence that is being computed is left alone until that chunk is committed; with lookahead, until
     /// the chunk before it is. An empty step means that nothing can be planned now.
     pub fn schedule(&mut self) -> Step {
-        let mut step = Step::new(self.limits.step_tokens_max);
+        let mut step = Step::new(&self.limits);
         step.history_waits = self.running.iter().any(|place| self.entries[&place.id].draws_history());
         self.schedule_decodes(&mut step);
         self.schedule_prefills(&mut step);
@@ -185,10 +185,10 @@ impl Scheduler {
     }
 
     /// What the cache holds of a sequence. At least its last token is left to compute, because its logits are wanted, and the
-    /// block that it is written to is never a shared one.
+    /// block that it is written to is never a shared one. Nor does the cache have logits for a prompt that is to be scored.
     fn prefix_hit(&self, id: SequenceId) -> PrefixHit {
         let entry = &self.entries[&id];
-        let usable = (entry.sequence.tokens.len() - 1) / self.blocks.block_size();
+        let usable = entry.sequence.reusable() / self.blocks.block_size();
         self.blocks.lookup(&entry.keys[..usable.min(entry.keys.len())])
     }
 
@@ -246,9 +246,9 @@ impl Scheduler {
 
     fn push_chunk(&mut self, id: SequenceId, step: &mut Step) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let chunk = entry.next_chunk(step.budget());
+        let chunk = entry.next_chunk(step.budget(), step.scores());
         entry.in_flight.push_back(chunk);
-        step.push(chunk);
+        step.push(chunk, entry.sequence.scores(chunk.start, chunk.end()).len());
     }
 
     /// Books the oldest chunk in flight of a sequence, `len` tokens, and the token drawn if it sampled. Blocks that are full now can
@@ -258,6 +258,7 @@ impl Scheduler {
         let chunk = entry.in_flight.pop_front();
         debug_assert_eq!(chunk.map(|chunk| chunk.len), Some(len), "the chunk committed is the chunk scheduled");
         entry.sequence.computed += len;
+        entry.sequence.score_from = entry.sequence.scores(0, entry.sequence.computed).end;
         debug_assert!(token.is_none() || entry.sequence.remaining() == 0, "only the last token's logits are sampled");
         if self.blocks.prefix_cache() {
             extend_keys(&mut entry.keys, &entry.sequence, self.blocks.block_size());

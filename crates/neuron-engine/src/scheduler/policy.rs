@@ -7,6 +7,8 @@ use crate::sequence::SequenceId;
 pub struct Limits {
     /// Tokens computed in one step, over all sequences.
     pub step_tokens_max: usize,
+    /// Tokens of prompts scored in one step, over all sequences. Each takes a row of logits, as wide as the vocabulary.
+    pub step_scores_max: usize,
     /// Sequences that hold blocks at one time.
     pub running_max: usize,
     /// Sequences that may wait; preempted ones come back even beyond it.
@@ -20,7 +22,8 @@ impl Limits {
     /// The same with room for every running sequence to decode in every step.
     pub fn sane(self) -> Self {
         let step_tokens_max = self.step_tokens_max.max(1);
-        Self { step_tokens_max, running_max: self.running_max.clamp(1, step_tokens_max), ..self }
+        let step_scores_max = self.step_scores_max.max(1);
+        Self { step_tokens_max, step_scores_max, running_max: self.running_max.clamp(1, step_tokens_max), ..self }
     }
 }
 

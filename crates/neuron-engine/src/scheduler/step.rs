@@ -1,5 +1,6 @@
 //! What one step computes.
 
+use super::policy::Limits;
 use crate::sequence::{Sequence, SequenceId};
 
 /// Some tokens of one sequence.
@@ -38,12 +39,13 @@ pub struct Step {
     /// Left out are also the sequences whose draws need history, because such a draw is under way.
     pub(super) history_waits: bool,
     budget: usize,
+    scores: usize,
 }
 
 impl Step {
-    /// An empty plan with room for `budget` tokens.
-    pub(super) fn new(budget: usize) -> Self {
-        Self { budget, ..Self::default() }
+    /// An empty plan with room for as much as `limits` say.
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self { budget: limits.step_tokens_max, scores: limits.step_scores_max, ..Self::default() }
     }
 
     /// Tokens that still fit.
@@ -51,13 +53,21 @@ impl Step {
         self.budget
     }
 
-    /// Whether `sequence` has to wait for a later step, whatever it could do.
-    pub(super) fn leaves_out(&self, sequence: &Sequence) -> bool {
-        self.held == Some(sequence.id) || (self.history_waits && sequence.draw_needs_history())
+    /// Tokens that may still be scored.
+    pub(super) fn scores(&self) -> usize {
+        self.scores
     }
 
-    pub(super) fn push(&mut self, chunk: Chunk) {
+    /// Whether `sequence` has to wait for a later step, whatever it could do.
+    pub(super) fn leaves_out(&self, sequence: &Sequence) -> bool {
+        self.held == Some(sequence.id)
+            || (self.history_waits && sequence.draw_needs_history())
+            || (self.scores == 0 && sequence.is_scored())
+    }
+
+    pub(super) fn push(&mut self, chunk: Chunk, scores: usize) {
         self.budget -= chunk.len;
+        self.scores -= scores;
         self.chunks.push(chunk);
     }
 

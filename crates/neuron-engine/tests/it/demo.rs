@@ -73,6 +73,7 @@ fn greedy(chat: ChatPrompt) -> GenerateRequest {
         stop: vec![],
         max_tokens: Some(150),
         logprobs: None,
+        prompt_logprobs: false,
     }
 }
 

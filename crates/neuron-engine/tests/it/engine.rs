@@ -13,7 +13,7 @@ fn checkpoint(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata/parity/checkpoints").join(name)
 }
 
-async fn loaded(name: &str, options: LoadOptions) -> LoadedModel {
+pub(crate) async fn loaded(name: &str, options: LoadOptions) -> LoadedModel {
     load_folder(checkpoint(name), options).await
 }
 
@@ -56,6 +56,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
         stop: vec![],
         max_tokens: Some(max_tokens),
         logprobs: Some(2),
+        prompt_logprobs: false,
     }
 }
 
@@ -65,6 +66,7 @@ pub(crate) async fn answer(model: &LoadedModel, request: GenerateRequest, images
     while let Some(event) = events.next().await {
         match event? {
             GenerateEvent::Started { .. } => assert!(logprobs.is_empty(), "the start comes first"),
+            GenerateEvent::Prompt { .. } => panic!("nobody asked for the prompt"),
             GenerateEvent::Text { text: more, logprobs: tokens } => {
                 text += &more;
                 logprobs.extend(tokens);

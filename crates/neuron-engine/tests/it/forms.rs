@@ -23,6 +23,7 @@ fn asked(question: &str, chat: ChatPrompt, seed: u64) -> GenerateRequest {
         stop: vec![],
         max_tokens: Some(300),
         logprobs: None,
+        prompt_logprobs: false,
     }
 }
 

@@ -17,6 +17,7 @@ mod parity_equal;
 #[cfg(feature = "cuda")]
 mod parity_gpu;
 mod pipeline;
+mod prompt_logprobs;
 mod rerank;
 mod sampler;
 mod sampler_device;

@@ -32,7 +32,7 @@ fn folder() -> PathBuf {
 
 impl Pipeline {
     fn new(world_size: usize, lookahead: bool) -> Self {
-        let limits = Limits { step_tokens_max: 64, running_max: 8, waiting_max: 8, lookahead };
+        let limits = Limits { step_tokens_max: 64, step_scores_max: 64, running_max: 8, waiting_max: 8, lookahead };
         let scheduler = Scheduler::new(limits, BlockManager::new(BLOCKS, BLOCK_SIZE, true));
         let devices = DeviceSet::cpu(world_size).unwrap();
         let ranks = devices.ranks(world_size, None).unwrap();

@@ -96,6 +96,7 @@ impl Workload {
             stop: vec![],
             max_tokens: Some(tokens as u32),
             logprobs: None,
+            prompt_logprobs: false,
         };
         let submitted = Instant::now();
         let mut events = self.model.tokens(&request).await?;

@@ -14,7 +14,8 @@ fn scheduler(step_tokens_max: usize) -> Scheduler {
 }
 
 fn with_lookahead(step_tokens_max: usize, lookahead: bool) -> Scheduler {
-    Scheduler::new(Limits { step_tokens_max, running_max: 8, waiting_max: 8, lookahead }, BlockManager::new(16, 4, true))
+    let limits = Limits { step_tokens_max, step_scores_max: 5, running_max: 8, waiting_max: 8, lookahead };
+    Scheduler::new(limits, BlockManager::new(16, 4, true))
 }
 
 fn next(scheduler: &mut Scheduler) -> Batch {
@@ -51,6 +52,38 @@ fn a_step_is_laid_end_to_end() {
     assert_eq!((query_lens, context_lens, block_size), (vec![1, 4], vec![4, 10], 4));
     assert_eq!(block_tables, [vec![0].into(), vec![1, 2, 3].into()]);
     assert_eq!(slots, [3, 10, 11, 12, 13]);
+}
+
+#[test]
+fn a_prompt_is_scored_token_by_token_whatever_the_cache_holds() {
+    let mut scheduler = scheduler(9);
+    scheduler.add(text(1, 10..19)).unwrap();
+    let plain = next(&mut scheduler);
+    commit(&mut scheduler, &plain, 99);
+    scheduler.finish(SequenceId(1));
+    for id in [2, 3] {
+        let mut scored = text(id, 10..19);
+        scored.score_from = 1;
+        scheduler.add(scored).unwrap();
+    }
+    let mut tokens: Vec<Vec<u64>> = vec![vec![]; 4];
+    let mut rows = Vec::new();
+    loop {
+        let step = next(&mut scheduler);
+        for (asked, sample) in step.asked() {
+            let only: Vec<u64> = (0..100).filter(|&id| sample.allowed.as_ref().is_some_and(|only| only.allows(id as u32))).collect();
+            assert_eq!(only, if asked.scores { vec![10 + sample.position] } else { vec![] });
+            tokens[asked.id.0 as usize].push(sample.position);
+        }
+        rows.push(step.logit_rows());
+        commit(&mut scheduler, &step, 99);
+        if tokens[3].len() == 9 {
+            break;
+        }
+    }
+    assert_eq!(tokens[2][..9], [1, 2, 3, 4, 5, 6, 7, 8, 9], "all but the first, and what comes next");
+    assert_eq!(tokens[3], tokens[2][..9]);
+    assert_eq!(rows[..2], [vec![0, 1, 2, 3, 4], vec![0, 1, 2, 3, 4, 5]], "five scores in a step; the second also draws");
 }
 
 #[test]

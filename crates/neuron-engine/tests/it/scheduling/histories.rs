@@ -33,6 +33,8 @@ struct Request {
     image: Option<(usize, usize, u64)>,
     /// Its draws need to know what was drawn before.
     history: bool,
+    /// Its prompt is to be scored.
+    scored: bool,
 }
 
 fn request() -> impl Strategy<Value = Request> {
@@ -40,15 +42,18 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = (0u32..3, 1usize..24).prop_map(|(text, len)| (0..len as u32).map(|index| (index * (text + 1) / 5) % 3).collect());
     let image =
         proptest::option::weighted(0.3, (0usize..4, 0usize..3, 0u64..2).prop_map(|(start, len, hash)| (2 * start, 1 + 2 * len, hash)));
-    let history = proptest::bool::weighted(0.2);
-    (prompt, 1usize..12, 0u8..3, 0u64..2, image, history).prop_map(|(prompt, answer_len, priority, salt, image, history)| Request {
-        prompt,
-        answer_len,
-        priority,
-        salt,
-        image,
-        history,
-    })
+    let (history, scored) = (proptest::bool::weighted(0.2), proptest::bool::weighted(0.3));
+    (prompt, 0usize..12, 0u8..3, 0u64..2, image, history, scored).prop_map(
+        |(prompt, answer_len, priority, salt, image, history, scored)| Request {
+            prompt,
+            answer_len,
+            priority,
+            salt,
+            image,
+            history,
+            scored,
+        },
+    )
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -64,9 +69,9 @@ fn event() -> impl Strategy<Value = Event> {
 
 fn setup() -> impl Strategy<Value = Setup> {
     let end_token = proptest::option::weighted(0.3, Just(0));
-    (4usize..20, 1usize..6, 1usize..20, 1usize..8, proptest::bool::weighted(0.8), any::<bool>(), end_token).prop_map(
-        |(blocks, block_size, budget, running, prefix_cache, lookahead, end_token)| {
-            let limits = Limits { step_tokens_max: budget, running_max: running, waiting_max: 6, lookahead };
+    (4usize..20, 1usize..6, (1usize..20, 1usize..12), 1usize..8, proptest::bool::weighted(0.8), any::<bool>(), end_token).prop_map(
+        |(blocks, block_size, (budget, scores), running, prefix_cache, lookahead, end_token)| {
+            let limits = Limits { step_tokens_max: budget, step_scores_max: scores, running_max: running, waiting_max: 6, lookahead };
             Setup { blocks, block_size, prefix_cache, limits, vocabulary: 3, end_token }
         },
     )
@@ -80,6 +85,9 @@ impl Request {
         sequence.salt = self.salt;
         if self.history {
             sequence.sampling = penalised();
+        }
+        if self.scored {
+            sequence.score_from = 1;
         }
         if let Some((start, image_len, hash)) = self.image.filter(|(start, ..)| *start < len) {
             let image_len = image_len.min(len - start);
@@ -114,7 +122,15 @@ impl History {
                 let told = self.ended.iter().rev().nth(which).filter(|sequence| sequence.images.is_empty());
                 let Some(told) = told.cloned() else { return };
                 let prompt = told.tokens.iter().copied().chain((0..more as u32).map(|index| index % 3)).collect();
-                self.add(Request { prompt, answer_len, priority: told.priority, salt: told.salt, image: None, history: false });
+                self.add(Request {
+                    prompt,
+                    answer_len,
+                    priority: told.priority,
+                    salt: told.salt,
+                    image: None,
+                    history: false,
+                    scored: false,
+                });
             }
             Event::Step => {
                 self.plan();
@@ -159,7 +175,8 @@ proptest! {
         }
         for sequence in history.simulation.drain() {
             let ended = sequence.answer().last().copied() == setup.end_token;
-            prop_assert!(sequence.tokens.len() == sequence.total_len_max || ended);
+            // A prompt alone ends with a draw, too.
+            prop_assert!(sequence.tokens.len() == sequence.total_len_max.max(sequence.prompt_len + 1) || ended);
         }
     }
 

@@ -87,6 +87,7 @@ impl Scenario {
         assert_eq!(words.command, "pool");
         let limits = Limits {
             step_tokens_max: words.number("budget").unwrap_or(64),
+            step_scores_max: 64,
             running_max: words.number("running").unwrap_or(8),
             waiting_max: words.number("waiting").unwrap_or(8),
             lookahead: words.arguments.get("ahead") == Some(&"on"),

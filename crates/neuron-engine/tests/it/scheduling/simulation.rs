@@ -28,6 +28,8 @@ pub(crate) struct Simulation {
     end_token: Option<u32>,
     /// Every sequence not ended yet, with its class and its turn in it.
     live: BTreeMap<SequenceId, (u8, u64)>,
+    /// Those whose prompt is to be scored, with the places scored so far.
+    scored: BTreeMap<SequenceId, Vec<u64>>,
     added: u64,
     /// Steps that ran but are not committed, oldest first.
     in_flight: VecDeque<Vec<Outcome>>,
@@ -37,6 +39,8 @@ pub(crate) struct Simulation {
 struct Outcome {
     chunk: Chunk,
     token: Option<u32>,
+    /// The places of the prompt's tokens that were scored.
+    scored: Vec<u64>,
 }
 
 /// A sequence as it stood before a step was planned.
@@ -60,6 +64,7 @@ impl Simulation {
             limits,
             end_token,
             live: BTreeMap::new(),
+            scored: BTreeMap::new(),
             added: 0,
             in_flight: VecDeque::new(),
             tokens_saved: 0,
@@ -67,8 +72,11 @@ impl Simulation {
     }
 
     pub(crate) fn add(&mut self, sequence: Sequence) -> Result<(), AddError> {
-        let (id, class) = (sequence.id, sequence.priority);
+        let (id, class, is_scored) = (sequence.id, sequence.priority, sequence.is_scored());
         self.scheduler.add(sequence)?;
+        if is_scored {
+            self.scored.insert(id, Vec::new());
+        }
         self.live.insert(id, (class, self.added));
         self.added += 1;
         self.check_books();
@@ -91,8 +99,9 @@ impl Simulation {
     /// Books the oldest step that ran; hands back the sequences that ended with it.
     pub(crate) fn commit(&mut self) -> Vec<Sequence> {
         let mut ended = Vec::new();
-        for Outcome { chunk, token } in self.in_flight.pop_front().unwrap_or_default() {
+        for Outcome { chunk, token, scored } in self.in_flight.pop_front().unwrap_or_default() {
             self.scheduler.commit(chunk.id, chunk.len, token);
+            self.check_scores(chunk.id, scored, token.is_some());
             let is_end = token.is_some() && token == self.end_token;
             if self.scheduler.sequence(chunk.id).is_some_and(|sequence| sequence.is_full() || is_end) {
                 ended.extend(self.finish(chunk.id));
@@ -100,6 +109,15 @@ impl Simulation {
         }
         self.check_books();
         ended
+    }
+
+    /// Each token of a prompt is scored once, in order, and all before the answer begins; where nobody asked, none is.
+    fn check_scores(&mut self, id: SequenceId, scored: Vec<u64>, answered: bool) {
+        let Some(sequence) = self.scheduler.sequence(id) else { return };
+        let Some(known) = self.scored.get_mut(&id) else { return assert!(scored.is_empty(), "{id:?} was not to be scored") };
+        known.extend(scored);
+        let due = if answered { sequence.prompt_len } else { sequence.score_from };
+        assert!(known.iter().copied().eq(1..due as u64), "{id:?} has the scores {known:?}");
     }
 
     /// Ends a sequence, whatever it does.
@@ -194,7 +212,9 @@ impl Simulation {
             let sequence = self.scheduler.sequence(share.id).expect("a planned sequence is known");
             self.device.compare(&batch, share, sequence).unwrap();
         }
-        self.in_flight.push_back(step.chunks.iter().zip(tokens).map(|(&chunk, token)| Outcome { chunk, token }).collect());
+        let scored = batch.sequences.iter().map(|share| share.scores.iter().map(|score| score.position).collect());
+        let outcomes = step.chunks.iter().zip(tokens).zip(scored).map(|((&chunk, token), scored)| Outcome { chunk, token, scored });
+        self.in_flight.push_back(outcomes.collect());
     }
 
     fn check_books(&self) {
@@ -208,6 +228,7 @@ impl Simulation {
 
     fn check_step(&mut self, before: &BTreeMap<SequenceId, Before>, step: &Step) {
         assert!(step.tokens() <= self.limits.step_tokens_max, "{step:?} is over the budget");
+        assert!(self.scores(step) <= self.limits.step_scores_max, "{step:?} scores too much");
         let chunks: BTreeMap<SequenceId, &Chunk> = step.chunks.iter().map(|chunk| (chunk.id, chunk)).collect();
         assert_eq!(chunks.len(), step.chunks.len(), "two chunks of one sequence in {step:?}");
         self.check_decodes(before, step, &chunks);
@@ -232,8 +253,9 @@ impl Simulation {
         for (id, before) in before {
             let served = chunks.contains_key(id) || step.preempted.contains(id);
             let short = cramped && (self.needs_block(*id, before) || last.is_some_and(|last| last.id == *id));
-            assert!(!before.decodes || served || short, "{id:?} could decode but does not in {step:?}");
-            let starved = before.prefills && !served && step.tokens() < self.limits.step_tokens_max;
+            let scored_out = self.scores(step) == self.limits.step_scores_max && self.is_scored(*id);
+            assert!(!before.decodes || served || short || scored_out, "{id:?} could decode but does not in {step:?}");
+            let starved = before.prefills && !served && step.tokens() < self.limits.step_tokens_max && !scored_out;
             assert!(!starved || short, "{id:?} could go on with its prompt in {step:?}");
         }
         for preempted in &step.preempted {
@@ -241,6 +263,17 @@ impl Simulation {
             let mut running = self.sequences().filter(|other| other.status == SequenceStatus::Running);
             assert!(running.all(|other| self.live[&other.id] < self.live[preempted]), "{preempted:?} was not the last");
         }
+    }
+
+    /// Tokens that a step scores.
+    fn scores(&self, step: &Step) -> usize {
+        let scores =
+            |chunk: &Chunk| self.scheduler.sequence(chunk.id).map_or(0, |sequence| sequence.scores(chunk.start, chunk.end()).len());
+        step.chunks.iter().map(scores).sum()
+    }
+
+    fn is_scored(&self, id: SequenceId) -> bool {
+        self.scheduler.sequence(id).is_some_and(Sequence::is_scored)
     }
 
     fn needs_block(&self, id: SequenceId, before: &Before) -> bool {
