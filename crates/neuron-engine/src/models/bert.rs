@@ -39,9 +39,42 @@ pub struct Config {
     pub layer_norm_eps: f32,
     /// How rows become a vector.
     pub pooling: Pooling,
-    /// Has a head of one output, for pairs of texts.
-    pub ranks: bool,
+    /// The position of a text's first token.
+    pub first_position: usize,
+    /// Where the encoder lies among the checkpoint's tensors, if not at the top.
+    pub prefix: &'static str,
+    /// The head of one output, for pairs of texts.
+    pub head: Option<HeadNames>,
 }
+
+/// What sets BERT's relatives apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Where the encoder lies in a checkpoint that was saved with a head.
+    pub prefix: &'static str,
+    /// That head.
+    pub head: HeadNames,
+    /// The texts of a pair are told apart by the type of their tokens, not only by what stands between them.
+    pub types_pairs: bool,
+    /// Positions count up from behind that of the padding, not from 0.
+    pub positions_after_padding: bool,
+}
+
+/// Where the two matrices of a ranking head lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadNames {
+    /// `[H, H]`
+    pub dense: &'static str,
+    /// `[1, H]`
+    pub output: &'static str,
+}
+
+const BERT: Family = Family {
+    prefix: "bert",
+    head: HeadNames { dense: "bert.pooler.dense", output: "classifier" },
+    types_pairs: true,
+    positions_after_padding: false,
+};
 
 /// The two forms of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,21 +87,28 @@ pub enum Activation {
 
 /// Reads the `config.json` of a cross-encoder.
 pub fn ranking_config(source: &Source) -> Loaded<ModelConfig> {
+    read_ranking(source, &BERT)
+}
+
+/// Reads a BERT `config.json` and the sentence-transformers files beside it.
+pub fn config(source: &Source) -> Loaded<ModelConfig> {
+    read(source, &BERT, None)
+}
+
+/// Reads the `config.json` of a family's cross-encoder.
+pub fn read_ranking(source: &Source, family: &Family) -> Loaded<ModelConfig> {
     let labels = source.fields.optional_section("id2label")?.unwrap_or_default();
     if !labels.contains("0") || labels.contains("1") {
         let what = "must name one label: only models that tell how well one text answers another can be served, no other classifiers";
         return Err(source.fields.error("id2label", what));
     }
-    read(source, true)
+    read(source, family, Some(family.head))
 }
 
-/// Reads a BERT `config.json` and the sentence-transformers files beside it.
-pub fn config(source: &Source) -> Loaded<ModelConfig> {
-    read(source, false)
-}
-
-fn read(source: &Source, ranks: bool) -> Loaded<ModelConfig> {
+/// Reads a family's `config.json` and the sentence-transformers files beside it.
+pub fn read(source: &Source, family: &Family, head: Option<HeadNames>) -> Loaded<ModelConfig> {
     let fields = &source.fields;
+    let first_position = if family.positions_after_padding { fields.optional_count("pad_token_id")?.unwrap_or(1) + 1 } else { 0 };
     let config = Config {
         vocab_size: fields.size("vocab_size")?,
         positions: fields.size("max_position_embeddings")?,
@@ -80,10 +120,16 @@ fn read(source: &Source, ranks: bool) -> Loaded<ModelConfig> {
         activation: activation(fields)?,
         layer_norm_eps: fields.optional_positive("layer_norm_eps")?.unwrap_or(1e-12) as f32,
         pooling: Pooling::read(source.folder)?,
-        ranks,
+        first_position,
+        prefix: family.prefix,
+        head,
     };
-    if ranks && config.token_types < 2 {
+    if head.is_some() && family.types_pairs && config.token_types < 2 {
         return Err(fields.error("type_vocab_size", "must be at least 2: this model reads pairs of texts"));
+    }
+    if config.positions <= first_position {
+        let what = format!("must be above {first_position}, the position of the first token, but is {}", config.positions);
+        return Err(fields.error("max_position_embeddings", what));
     }
     if !config.hidden_size.is_multiple_of(config.heads) {
         let what = format!("must be a multiple of num_attention_heads ({}), but is {}", config.heads, config.hidden_size);
@@ -96,12 +142,19 @@ fn read(source: &Source, ranks: bool) -> Loaded<ModelConfig> {
     let sentence = Fields::read_if_present(&source.folder.join("sentence_bert_config.json"))?.unwrap_or_default();
     Ok(ModelConfig {
         architecture: source.architecture,
-        context_len_max: sentence.size_or("max_seq_length", config.positions)?.min(config.positions),
+        context_len_max: sentence.size_or("max_seq_length", config.context())?.min(config.context()),
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
         network: Network::Bert(config),
         vision: None,
     })
+}
+
+impl Config {
+    /// Tokens of the longest text.
+    fn context(&self) -> usize {
+        self.positions - self.first_position
+    }
 }
 
 fn activation(fields: &Fields) -> Loaded<Activation> {
@@ -226,23 +279,22 @@ impl EncoderLayer {
 /// Tells how well the second text answers the first, from the first row.
 #[derive(Debug)]
 struct Head {
-    pooler: Linear,     // [H, H]
-    classifier: Linear, // [1, H]
+    dense: Linear,  // [H, H]
+    output: Linear, // [1, H]
 }
 
 impl Head {
-    fn load(config: &Config, encoder: &Weights, weights: &Weights) -> Loaded<Self> {
-        let hidden = config.hidden_size;
+    fn load(names: HeadNames, hidden: usize, weights: &Weights) -> Loaded<Self> {
         Ok(Self {
-            pooler: Linear::load(&encoder.pp("pooler.dense"), hidden, hidden, true)?,
-            classifier: Linear::load(&weights.pp("classifier"), 1, hidden, true)?,
+            dense: Linear::load(&weights.pp(names.dense), hidden, hidden, true)?,
+            output: Linear::load(&weights.pp(names.output), 1, hidden, true)?,
         })
     }
 
     /// `[T, H]` to `[S, 1]`.
     fn forward(&self, x: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
         let first = Pooling { mode: PoolingMode::Cls, normalise: false }.forward(x, segment_lens)?;
-        self.classifier.forward(&self.pooler.forward(&first)?.tanh()?)
+        self.output.forward(&self.dense.forward(&first)?.tanh()?)
     }
 }
 
@@ -257,14 +309,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// The tensors lie at the top, or under `bert` where the checkpoint was saved with a head.
+    /// The tensors lie at the top, or under the family's prefix where the checkpoint was saved with a head.
     pub fn load(config: &Config, weights: &Weights) -> Loaded<Self> {
-        let encoder = if weights.contains("bert.embeddings.word_embeddings.weight") { weights.pp("bert") } else { weights.clone() };
+        let below = weights.pp(config.prefix);
+        let encoder = if below.contains("embeddings.word_embeddings.weight") { below } else { weights.clone() };
         let layers = encoder.pp("encoder.layer");
         Ok(Self {
             embeddings: Embeddings::load(config, &encoder.pp("embeddings"))?,
             layers: (0..config.layers).map(|i| EncoderLayer::load(config, &layers.pp(i))).collect::<Loaded<_>>()?,
-            head: config.ranks.then(|| Head::load(config, &encoder, weights)).transpose()?,
+            head: config.head.map(|names| Head::load(names, config.hidden_size, weights)).transpose()?,
             config: config.clone(),
             device: weights.device().clone(),
         })
@@ -272,8 +325,11 @@ impl Model {
 
     /// The last layer's rows, `[T, H]`.
     fn forward(&self, ids: &Tensor, types: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
-        let positions: Vec<u32> = segment_lens.iter().flat_map(|len| 0..*len as u32).collect();
+        let first = self.config.first_position as u32;
+        let positions: Vec<u32> = segment_lens.iter().flat_map(|len| first..first + *len as u32).collect();
         let positions = Tensor::new(positions, &self.device)?;
+        // A single type is every token's, whatever the tokenizer says of the second text.
+        let types = if self.config.token_types == 1 { &types.zeros_like()? } else { types };
         let embedded = self.embeddings.forward(ids, types, &positions)?;
         self.layers.iter().try_fold(embedded, |x, layer| layer.forward(&x, segment_lens))
     }
@@ -281,8 +337,9 @@ impl Model {
 
 impl Encoder for Model {
     fn encode(&self, ids: &Tensor, types: &Tensor, segment_lens: &[usize]) -> Result<Tensor> {
-        if let Some(len) = segment_lens.iter().find(|len| **len == 0 || **len > self.config.positions) {
-            candle_core::bail!("a text of {len} tokens; this model takes 1 to {}", self.config.positions);
+        let context = self.config.context();
+        if let Some(len) = segment_lens.iter().find(|len| **len == 0 || **len > context) {
+            candle_core::bail!("a text of {len} tokens; this model takes 1 to {context}");
         }
         let x = self.forward(ids, types, segment_lens)?;
         match &self.head {

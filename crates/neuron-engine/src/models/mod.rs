@@ -10,6 +10,7 @@ pub mod qwen3_moe;
 pub mod qwen3_vl;
 pub mod qwen3_vl_vision;
 pub mod registry;
+pub mod roberta;
 
 use candle_core::{Result, Tensor};
 use neuron_kernels::PagedBatch;

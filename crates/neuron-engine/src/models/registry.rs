@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::config::fields::Fields;
 use super::config::{ModelConfig, Network};
 use super::qwen3_vl_vision::VisionSwitches;
-use super::{CausalLm, Encoder, VisionTower, bert, decoder, llama, qwen3, qwen3_moe, qwen3_vl, qwen3_vl_vision};
+use super::{CausalLm, Encoder, VisionTower, bert, decoder, llama, qwen3, qwen3_moe, qwen3_vl, qwen3_vl_vision, roberta};
 use crate::device::collective::{Collective, Shard};
 use crate::error::LoadError;
 use crate::layers::ranks::Ranks;
@@ -15,7 +15,7 @@ use crate::weights::Weights;
 /// An architecture's name and how its configuration is read.
 type Architecture = (&'static str, fn(&Source) -> Result<ModelConfig, LoadError>);
 
-const ARCHITECTURES: [Architecture; 7] = [
+const ARCHITECTURES: [Architecture; 11] = [
     ("LlamaForCausalLM", llama::config),
     ("Qwen3ForCausalLM", qwen3::config),
     ("Qwen3MoeForCausalLM", qwen3_moe::config),
@@ -23,6 +23,10 @@ const ARCHITECTURES: [Architecture; 7] = [
     ("Qwen3VLMoeForConditionalGeneration", qwen3_vl::moe_config),
     ("BertModel", bert::config),
     ("BertForSequenceClassification", bert::ranking_config),
+    ("RobertaModel", roberta::config),
+    ("RobertaForSequenceClassification", roberta::ranking_config),
+    ("XLMRobertaModel", roberta::config),
+    ("XLMRobertaForSequenceClassification", roberta::ranking_config),
 ];
 
 /// Where a configuration is read from.

@@ -1,4 +1,5 @@
-//! A cross-encoder: the BERT of the fixtures with a head, held against scores computed plainly (`testdata/rerank/make.py`).
+//! Cross-encoders, held against scores computed plainly: the BERT of the fixtures with a head (`testdata/rerank/make_bert.py`), and a random
+//! XLM-RoBERTa (`make_xlm_roberta.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ fn testdata(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(path)
 }
 
-/// The head of `make.py`.
+/// The head of `make_bert.py`.
 fn head() -> [(&'static str, Tensor); 4] {
     let numbers = |len: usize, number: &dyn Fn(f64) -> f64| (0..len).map(|i| number(i as f64) as f32).collect::<Vec<_>>();
     let tensor = |numbers: Vec<f32>, shape: &[usize]| Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
@@ -40,34 +41,75 @@ fn checkpoint(change: impl Fn(&mut Value)) -> TempDir {
     copied.config["id2label"] = json!({ "0": "LABEL_0" });
     change(&mut copied.config);
     let folder = copied.write();
-    for file in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(bert.join(file), folder.path().join(file)).unwrap();
-    }
+    copy_tokenizer(&bert, folder.path());
     folder
+}
+
+fn copy_tokenizer(from: &Path, to: &Path) {
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
 }
 
 async fn reranker() -> LoadedModel {
     load_folder(checkpoint(|_| ()).path().into(), LoadOptions::default()).await
 }
 
+/// A model that ranks, and its reference.
+async fn rerankers() -> [(LoadedModel, Value); 2] {
+    let xlm_roberta = load_folder(testdata("rerank/xlm-roberta"), LoadOptions::default()).await;
+    [(reranker().await, reference("bert")), (xlm_roberta, reference("xlm-roberta"))]
+}
+
+fn reference(name: &str) -> Value {
+    read_json(&testdata(&format!("rerank/{name}.json")))
+}
+
+fn texts(reference: &Value) -> Vec<String> {
+    serde_json::from_value(reference["documents"].clone()).unwrap()
+}
+
 #[tokio::test]
 async fn pairs_have_the_scores_that_plain_arithmetic_gives_them() {
-    let model = reranker().await;
-    let reference = read_json(&testdata("rerank/reference.json"));
-    let documents: Vec<String> = serde_json::from_value(reference["documents"].clone()).unwrap();
-    let expected: Vec<f32> = serde_json::from_value(reference["scores"].clone()).unwrap();
-    let query = reference["query"].as_str().unwrap();
-    let found = model.rerank(query.into(), documents.clone()).await.unwrap();
-    assert_eq!(json!(found.prompt_tokens), reference["tokens"]);
-    for ((document, found), expected) in documents.iter().zip(&found.scores).zip(&expected) {
-        assert!((found - expected).abs() < 1e-5, "{document}: {found} instead of {expected}");
+    for (model, reference) in rerankers().await {
+        let documents = texts(&reference);
+        let expected: Vec<f32> = serde_json::from_value(reference["scores"].clone()).unwrap();
+        let query = reference["query"].as_str().unwrap();
+        let found = model.rerank(query.into(), documents.clone()).await.unwrap();
+        assert_eq!(json!(found.prompt_tokens), reference["tokens"]);
+        for ((document, found), expected) in documents.iter().zip(&found.scores).zip(&expected) {
+            assert!((found - expected).abs() < 1e-5, "{document}: {found} instead of {expected}");
+        }
+        for (document, together) in documents.iter().zip(found.scores) {
+            let alone = model.rerank(query.into(), vec![document.clone()]).await.unwrap();
+            assert_eq!(alone.scores, [together], "alone and in a batch");
+        }
+        let turned = model.rerank(documents[1].clone(), vec![query.into()]).await.unwrap();
+        assert!((turned.scores[0] - expected[1]).abs() > 1e-4, "which text is the query makes a difference");
     }
-    for (document, together) in documents.into_iter().zip(found.scores) {
-        let alone = model.rerank(query.into(), vec![document]).await.unwrap();
-        assert_eq!(alone.scores, [together], "alone and in a batch");
+}
+
+#[tokio::test]
+async fn the_encoder_alone_makes_vectors_wherever_its_tensors_lie() {
+    let folder = testdata("rerank/xlm-roberta");
+    for architecture in ["XLMRobertaModel", "RobertaModel"] {
+        for prefix in ["roberta.", ""] {
+            let mut copied = Copied::of(&folder);
+            copied.config["architectures"] = json!([architecture]);
+            let renamed = |(name, tensor): (String, Tensor)| (name.replacen("roberta.", prefix, 1), tensor);
+            copied.tensors = copied.tensors.into_iter().filter(|(name, _)| name.starts_with("roberta.")).map(renamed).collect();
+            let written = copied.write();
+            copy_tokenizer(&folder, written.path());
+            let model = load_folder(written.path().into(), LoadOptions::default()).await;
+            assert_eq!((model.info().context, &model.info().capabilities), (64, &vec![Capability::Embeddings]));
+            let reference = reference("xlm-roberta");
+            let expected: Vec<Vec<f32>> = serde_json::from_value(reference["means"].clone()).unwrap();
+            let found = model.embed(texts(&reference).into_iter().map(Prompt::Text).collect()).await.unwrap();
+            for (found, expected) in found.vectors.iter().flatten().zip(expected.iter().flatten()) {
+                assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+            }
+        }
     }
-    let turned = model.rerank("a tool".into(), vec![query.into()]).await.unwrap();
-    assert!((turned.scores[0] - expected[1]).abs() > 1e-4, "which text is the query makes a difference");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ impl ModelConfig {
     /// What the model can be asked for.
     pub fn capabilities(&self) -> Vec<Capability> {
         match (&self.network, &self.vision) {
-            (Network::Bert(config), _) if config.ranks => vec![Capability::Rerank],
+            (Network::Bert(config), _) if config.head.is_some() => vec![Capability::Rerank],
             (Network::Bert(_), _) => vec![Capability::Embeddings],
             (Network::Decoder(_), None) => vec![Capability::Chat],
             (Network::Decoder(_), Some(_)) => vec![Capability::Chat, Capability::Vision],

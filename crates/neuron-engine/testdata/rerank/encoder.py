@@ -1,22 +1,14 @@
-"""Writes reference.json: what a BERT cross-encoder says of pairs of texts, computed plainly in 64 bits, without any library.
-
-The encoder is ../parity/checkpoints/bert; the head is given by a formula, which tests/it/rerank.rs repeats. usage: python3 make.py
-"""
+"""BERT and its relatives, computed plainly in 64 bits, without any library. What is read and given are lists of rows."""
 
 import json
 import math
 import pathlib
-import re
 import struct
 
-HERE = pathlib.Path(__file__).parent
-BERT = HERE.parent / "parity" / "checkpoints" / "bert"
-QUERY = "what is the weather in paris?"
-DOCUMENTS = ["the weather in paris is tall", "a tool", "he said it and she does not", "?", "paris, paris! 42 and 10 are wide"]
 
-
-def tensors():
-    data = (BERT / "model.safetensors").read_bytes()
+def read(file):
+    """Name to matrix or vector, out of a safetensors file of F32."""
+    data = pathlib.Path(file).read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     found = {}
     for name, entry in json.loads(data[8 : 8 + size]).items():
@@ -30,27 +22,8 @@ def tensors():
 
 
 def single(x):
+    """The nearest 32-bit number."""
     return struct.unpack("<f", struct.pack("<f", x))[0]
-
-
-def head(hidden):
-    dense = [[single(0.3 * math.sin(0.37 * (i * hidden + j) + 0.1)) for j in range(hidden)] for i in range(hidden)]
-    bias = [single(0.05 * math.cos(i)) for i in range(hidden)]
-    return dense, bias, [[single(0.5 * math.cos(0.7 * j)) for j in range(hidden)]], [single(0.1)]
-
-
-def words(text, vocab):
-    """Greedy word pieces."""
-    for word in re.findall(r"\w+|[^\w\s]", text.lower()):
-        at, pieces = 0, []
-        while at < len(word):
-            end = next((end for end in range(len(word), at, -1) if ("##" if at else "") + word[at:end] in vocab), None)
-            if end is None:
-                pieces = ["[UNK]"]
-                break
-            pieces.append(("##" if at else "") + word[at:end])
-            at = end
-        yield from (vocab[piece] for piece in pieces)
 
 
 def linear(rows, weight, bias):
@@ -87,11 +60,12 @@ def gelu(rows):
     return [[0.5 * x * (1 + math.erf(x / math.sqrt(2))) for x in row] for row in rows]
 
 
-def score(ids, types, config, found):
+def encode(ids, types, first_position, config, found):
+    """The last layer's rows. The names in `found` begin at `embeddings` and `encoder`."""
     eps = config["layer_norm_eps"]
     get = lambda name: (found[name + ".weight"], found[name + ".bias"])
     word, place, kind = (found[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type"))
-    x = [[a + b + c for a, b, c in zip(word[i], place[p], kind[t])] for p, (i, t) in enumerate(zip(ids, types))]
+    x = [[a + b + c for a, b, c in zip(word[i], place[p], kind[t])] for p, (i, t) in enumerate(zip(ids, types), first_position)]
     x = norm(x, *get("embeddings.LayerNorm"), eps)
     for n in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{n}."
@@ -100,23 +74,10 @@ def score(ids, types, config, found):
         x = norm(add(mixed, x), *get(layer + "attention.output.LayerNorm"), eps)
         inner = gelu(linear(x, *get(layer + "intermediate.dense")))
         x = norm(add(linear(inner, *get(layer + "output.dense")), x), *get(layer + "output.LayerNorm"), eps)
-    dense, bias, last, last_bias = head(config["hidden_size"])
-    pooled = [[math.tanh(value) for value in linear(x[:1], dense, bias)[0]]]
-    return 1 / (1 + math.exp(-linear(pooled, last, last_bias)[0][0]))
+    return x
 
 
-def main():
-    config = json.loads((BERT / "config.json").read_text())
-    vocab = json.loads((BERT / "tokenizer.json").read_text())["model"]["vocab"]
-    found = tensors()
-    scores, tokens = [], 0
-    for document in DOCUMENTS:
-        first = [vocab["[CLS]"], *words(QUERY, vocab), vocab["[SEP]"]]
-        second = [*words(document, vocab), vocab["[SEP]"]]
-        tokens += len(first) + len(second)
-        scores.append(round(score(first + second, [0] * len(first) + [1] * len(second), config, found), 9))
-    reference = {"query": QUERY, "documents": DOCUMENTS, "tokens": tokens, "scores": scores}
-    (HERE / "reference.json").write_text(json.dumps(reference, indent=1) + "\n")
-
-
-main()
+def relevance(row, dense, dense_bias, output, output_bias):
+    """What a ranking head says of the first row, between 0 and 1."""
+    pooled = [[math.tanh(value) for value in linear([row], dense, dense_bias)[0]]]
+    return 1 / (1 + math.exp(-linear(pooled, output, output_bias)[0][0]))
