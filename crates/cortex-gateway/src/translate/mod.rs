@@ -13,6 +13,8 @@ pub(crate) mod stream;
 mod broken;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transcript;
 
 use bytes::BytesMut;
 

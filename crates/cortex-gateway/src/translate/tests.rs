@@ -1,7 +1,4 @@
-//! Golden transcripts: what the client sends, what the node is sent, what the node streams, and what the client reads, streamed and whole.
-
-use std::fs;
-use std::path::Path;
+//! Golden transcripts, and what no transcript shows.
 
 use bytes::BytesMut;
 use cortex_core::anthropic::{MessageFold, StreamEvent};
@@ -10,40 +7,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::broken::{a_break, broken, broken_stream};
+use super::transcript::{cut, transcripts};
 use super::{Asked, StreamTranslator, Translator, error, request, response};
-
-/// One file of `testdata/anthropic`.
-struct Transcript {
-    name: String,
-    request: String,
-    chat: String,
-    upstream: String,
-    events: String,
-    message: String,
-}
-
-fn transcripts() -> Vec<Transcript> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/anthropic");
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths.iter().map(|path| transcript(path)).collect()
-}
-
-fn transcript(path: &Path) -> Transcript {
-    let text = fs::read_to_string(path).unwrap();
-    let section = |name: &str| {
-        let (_, rest) = text.split_once(&format!("=== {name}\n")).unwrap();
-        rest.split_once("=== ").map_or(rest, |(section, _)| section).to_owned()
-    };
-    Transcript {
-        name: path.file_stem().unwrap().to_string_lossy().into_owned(),
-        request: section("request"),
-        chat: section("chat"),
-        upstream: section("upstream"),
-        events: section("events"),
-        message: section("message"),
-    }
-}
 
 /// What the client reads when the node's bytes come in these pieces.
 fn translated<'a>(asked: Asked, pieces: impl Iterator<Item = &'a [u8]>) -> String {
@@ -74,23 +39,18 @@ fn folded(events: &[StreamEvent]) -> String {
 
 #[test]
 fn transcripts_come_out_as_written() {
-    for transcript in transcripts() {
+    for transcript in transcripts("anthropic") {
         let chat = request::messages(transcript.request.as_bytes(), false).unwrap();
         let body: Value = serde_json::from_slice(&chat.body).unwrap();
         let chat_text = serde_json::to_string_pretty(&body).unwrap() + "\n";
         let events = translated(chat.asked, [transcript.upstream.as_bytes()].into_iter());
-        let message = folded(&events_of(&events));
-        for (section, actual, expected) in
-            [("chat", &chat_text, &transcript.chat), ("events", &events, &transcript.events), ("message", &message, &transcript.message)]
-        {
-            assert!(actual == expected, "{}.txt\n=== {section}\n{actual}=== end", transcript.name);
-        }
+        transcript.compare(&chat_text, &events, &folded(&events_of(&events)));
     }
 }
 
 #[test]
 fn every_stream_keeps_the_rules_of_the_dialect() {
-    for transcript in transcripts() {
+    for transcript in transcripts("anthropic") {
         let events = events_of(&transcript.events);
         let (mut open, mut next) = (None, 0);
         for (place, event) in events.iter().enumerate() {
@@ -114,13 +74,10 @@ fn every_stream_keeps_the_rules_of_the_dialect() {
 proptest! {
     #[test]
     fn however_the_nodes_bytes_are_cut_the_client_reads_the_same(cuts in prop::collection::vec(0..4_000usize, 0..40), crlf: bool) {
-        for transcript in transcripts() {
-            let upstream = if crlf { transcript.upstream.replace('\n', "\r\n") } else { transcript.upstream };
-            let bytes = upstream.as_bytes();
-            let mut places: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).chain([0, bytes.len()]).collect();
-            places.sort_unstable();
+        for transcript in transcripts("anthropic") {
+            let upstream = transcript.upstream(crlf);
             let asked = request::messages(transcript.request.as_bytes(), false).unwrap().asked;
-            let text = translated(asked, places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]));
+            let text = translated(asked, cut(upstream.as_bytes(), &cuts).into_iter());
             prop_assert_eq!(text, transcript.events);
         }
     }
@@ -133,13 +90,13 @@ proptest! {
     fn broken_requests_and_answers_end_in_words(
         breaks in prop::collection::vec(a_break(), 1..4),
         garbage in prop::collection::vec(any::<u8>(), 0..200),
-        cut in 1..300usize,
+        piece in 1..300usize,
     ) {
-        for transcript in transcripts() {
+        for transcript in transcripts("anthropic") {
             let asked = request::messages(broken(&transcript.request, &breaks).as_bytes(), false).map(|chat| chat.asked);
             let asked = asked.unwrap_or_else(|_| Asked { model: "m".into(), marks_cache: false });
             let upstream = broken_stream(&transcript.upstream, &breaks, &garbage);
-            let text = translated(asked, upstream.chunks(cut));
+            let text = translated(asked, upstream.chunks(piece));
             let events = events_of(&text);
             let ends = |event: &StreamEvent| matches!(event, StreamEvent::MessageStop | StreamEvent::Error { .. });
             prop_assert_eq!(events.iter().filter(|event| ends(event)).count(), 1, "{}", text);
@@ -284,7 +241,7 @@ fn a_wrong_field_is_named_by_its_path() {
 
 #[test]
 fn a_count_needs_no_limit_and_counts_the_same_prompt() {
-    for transcript in transcripts() {
+    for transcript in transcripts("anthropic") {
         let mut body: Value = serde_json::from_str(&transcript.request).unwrap();
         let answered = request::messages(body.to_string().as_bytes(), false).unwrap();
         body.as_object_mut().unwrap().remove("max_tokens");

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::rig::{Reply, Rig, TestClient, chat, config, in_front_of, streamed, until};
 
-fn key(name: &str) -> KeyEntry {
+pub(crate) fn key(name: &str) -> KeyEntry {
     KeyEntry {
         name: name.into(),
         sha256: KeyHash(Sha256::digest(format!("sk-{name}")).into()),

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod anthropic;
+mod clients;
+mod dialect_errors;
 mod disconnect;
 mod eviction;
 mod fault_table;

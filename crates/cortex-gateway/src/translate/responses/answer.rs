@@ -79,7 +79,7 @@ pub(super) struct Item {
 pub(super) enum Said {
     Text(String),
     Thought(String),
-    Call { call_id: String, name: String, arguments: String },
+    Call { call_id: String, namespace: Option<String>, name: String, arguments: String },
 }
 
 impl Item {
@@ -94,8 +94,14 @@ impl Item {
                 let content: Vec<Value> = self.part().filter(|_| !text.is_empty()).into_iter().collect();
                 json!({ "id": self.id, "type": "reasoning", "status": status, "summary": [], "content": content })
             }
-            Said::Call { call_id, name, arguments } => {
-                json!({ "id": self.id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments })
+            Said::Call { call_id, namespace, name, arguments } => {
+                let mut call = json!({
+                    "id": self.id, "type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments,
+                });
+                if let Some(namespace) = namespace {
+                    call["namespace"] = namespace.as_str().into();
+                }
+                call
             }
         }
     }

@@ -5,6 +5,8 @@ use cortex_core::openai::ApiError;
 use cortex_core::openai::fields::{Fields, missing, unsupported, wrong_type, wrong_value};
 use serde_json::{Map, Value, json};
 
+use super::namespace::{self, Namespaces};
+
 /// A translated request.
 #[derive(Clone, Debug)]
 pub(crate) struct Chat {
@@ -18,6 +20,8 @@ pub(crate) struct Chat {
 pub(crate) struct Echo {
     pub(crate) model: String,
     pub(crate) fields: Map<String, Value>,
+    /// What calls are called.
+    pub(crate) namespaces: Namespaces,
 }
 
 type Absent = fn() -> Value;
@@ -73,7 +77,8 @@ pub(crate) fn responses(body: &[u8]) -> Result<Chat, ApiError> {
         chat.insert("stream_options".into(), json!({ "include_usage": true }));
     }
     let model = chat["model"].as_str().unwrap_or_default().to_owned();
-    Ok(Chat { body: Value::Object(chat).to_string().into(), echo: Echo { model, fields: echoed.into_iter().collect() } })
+    let namespaces = Namespaces::of(said.get("tools").and_then(Value::as_array).map_or(&[], Vec::as_slice));
+    Ok(Chat { body: Value::Object(chat).to_string().into(), echo: Echo { model, fields: echoed.into_iter().collect(), namespaces } })
 }
 
 /// The body of a chat request: some clients send the fields of this dialect to the path of the other.
@@ -111,7 +116,7 @@ fn chat(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     if let Some(format) = fields.object("text")?.and_then(|mut text| text.remove("format")).filter(|format| !format.is_null()) {
         chat.insert("response_format".into(), response_format(format)?);
     }
-    let tools: Vec<Value> = fields.array("tools")?.unwrap_or_default().iter().filter_map(function).collect();
+    let tools: Vec<Value> = fields.array("tools")?.unwrap_or_default().iter().flat_map(functions).collect();
     if !tools.is_empty() {
         chat.insert("tools".into(), tools.into());
         if let Some(choice) = fields.take("tool_choice") {
@@ -157,6 +162,10 @@ fn response_format(format: Value) -> Result<Value, ApiError> {
         return Err(missing("text.format.schema"));
     }
     Ok(json!({ "type": "json_schema", "json_schema": named }))
+}
+
+fn functions(tool: &Value) -> Vec<Value> {
+    namespace::flattened(tool).unwrap_or_else(|| vec![tool.clone()]).iter().filter_map(function).collect()
 }
 
 /// Tools that are no functions run on OpenAI's servers or in the client; a model here cannot know them.
@@ -283,6 +292,7 @@ impl Turns {
     fn call(&mut self, item: &Value, input: &str, place: &str) -> Result<(), ApiError> {
         let text = |name: &str| item[name].as_str().ok_or_else(|| missing(&format!("{place}.{name}")));
         let (id, name, said) = (text("call_id")?, text("name")?, text(input)?);
+        let name = item["namespace"].as_str().map_or_else(|| name.to_owned(), |space| namespace::joined(space, name));
         let arguments = if input == "input" { json!({ "input": said }).to_string() } else { said.to_owned() };
         let call = json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
         let message = self.assistant();

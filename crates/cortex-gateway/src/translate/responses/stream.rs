@@ -182,7 +182,8 @@ impl Fold {
             let name = delta.function.name.ok_or("the node began a call without a name")?;
             let call_id = delta.id.unwrap_or_else(|| format!("call_{}_{call}", self.request_id));
             self.calls = call + 1;
-            self.begin("fc", Said::Call { call_id, name, arguments: String::new() }, events);
+            let (namespace, name) = self.head.echo.namespaces.split(name);
+            self.begin("fc", Said::Call { call_id, namespace, name, arguments: String::new() }, events);
         }
         if let Some(more) = delta.function.arguments.filter(|text| !text.is_empty()) {
             self.more(&more, events);

@@ -1,7 +1,4 @@
-//! Golden transcripts: what the client sends, what the node is sent, what the node streams, and what the client reads, streamed and whole.
-
-use std::fs;
-use std::path::Path;
+//! Golden transcripts, and what no transcript shows.
 
 use bytes::{Bytes, BytesMut};
 use cortex_core::sse::SseParser;
@@ -12,38 +9,7 @@ use super::request::{as_chat, responses};
 use super::stream::{StreamTranslator, whole};
 use crate::translate::Translator;
 use crate::translate::broken::{a_break, broken, broken_stream};
-
-/// One file of `testdata/responses`.
-struct Transcript {
-    name: String,
-    request: String,
-    chat: String,
-    upstream: String,
-    events: String,
-}
-
-fn transcripts() -> Vec<Transcript> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/responses");
-    let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    assert!(!paths.is_empty());
-    paths.iter().map(|path| transcript(path)).collect()
-}
-
-fn transcript(path: &Path) -> Transcript {
-    let text = fs::read_to_string(path).unwrap();
-    let section = |name: &str| {
-        let (_, rest) = text.split_once(&format!("=== {name}\n")).unwrap();
-        rest.split_once("=== ").map_or(rest, |(section, _)| section).to_owned()
-    };
-    Transcript {
-        name: path.file_stem().unwrap().to_string_lossy().into_owned(),
-        request: section("request"),
-        chat: section("chat"),
-        upstream: section("upstream"),
-        events: section("events"),
-    }
-}
+use crate::translate::transcript::{Transcript, cut, transcripts};
 
 /// What the client reads when the node's bytes come in these pieces.
 fn translated<'a>(request: &str, pieces: impl Iterator<Item = &'a [u8]>) -> String {
@@ -72,18 +38,16 @@ fn pretty(body: &[u8]) -> String {
 
 #[test]
 fn transcripts_come_out_as_written() {
-    for transcript in transcripts() {
+    for transcript in transcripts("responses") {
         let chat = pretty(&responses(transcript.request.as_bytes()).unwrap().body);
         let events = translated(&transcript.request, [transcript.upstream.as_bytes()].into_iter());
-        for (section, actual, expected) in [("chat", &chat, &transcript.chat), ("events", &events, &transcript.events)] {
-            assert!(actual == expected, "{}.txt\n=== {section}\n{actual}=== end", transcript.name);
-        }
+        transcript.compare(&chat, &events, "");
     }
 }
 
 #[test]
 fn every_stream_keeps_the_rules_of_the_dialect() {
-    for Transcript { name, events, .. } in transcripts() {
+    for Transcript { name, events, .. } in transcripts("responses") {
         let events = events_of(&events);
         let (mut open, mut items) = (None, Vec::new());
         for (place, event) in events.iter().enumerate() {
@@ -118,12 +82,9 @@ fn every_stream_keeps_the_rules_of_the_dialect() {
 proptest! {
     #[test]
     fn however_the_nodes_bytes_are_cut_the_client_reads_the_same(cuts in prop::collection::vec(0..4_000usize, 0..40), crlf: bool) {
-        for transcript in transcripts() {
-            let upstream = if crlf { transcript.upstream.replace('\n', "\r\n") } else { transcript.upstream };
-            let bytes = upstream.as_bytes();
-            let mut places: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).chain([0, bytes.len()]).collect();
-            places.sort_unstable();
-            let text = translated(&transcript.request, places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]));
+        for transcript in transcripts("responses") {
+            let upstream = transcript.upstream(crlf);
+            let text = translated(&transcript.request, cut(upstream.as_bytes(), &cuts).into_iter());
             prop_assert_eq!(text, transcript.events);
         }
     }
@@ -136,12 +97,12 @@ proptest! {
     fn broken_requests_and_answers_end_in_words(
         breaks in prop::collection::vec(a_break(), 1..4),
         garbage in prop::collection::vec(any::<u8>(), 0..200),
-        cut in 1..300usize,
+        piece in 1..300usize,
     ) {
-        for transcript in transcripts() {
+        for transcript in transcripts("responses") {
             let _ = responses(broken(&transcript.request, &breaks).as_bytes()); // refused, or read in spite of it
             let upstream = broken_stream(&transcript.upstream, &breaks, &garbage);
-            let text = translated(&transcript.request, upstream.chunks(cut));
+            let text = translated(&transcript.request, upstream.chunks(piece));
             let events = events_of(&text);
             let ends = |event: &Value| {
                 ["response.completed", "response.incomplete", "response.failed"].contains(&event["type"].as_str().unwrap_or_default())
@@ -173,6 +134,36 @@ fn a_whole_answer_has_the_items_of_the_stream() {
     assert_eq!(answer["usage"]["input_tokens_details"]["cached_tokens"], 8);
     assert_eq!(whole(b"{}", echo.clone(), "1", 7), None);
     assert_eq!(whole(b"not json", echo, "1", 7), None);
+}
+
+#[test]
+fn functions_in_a_namespace_bear_its_name_in_chat_and_their_own_in_the_answer() {
+    let request = json!({
+        "model": "m",
+        "input": [
+            { "role": "user", "content": "Hi" },
+            { "type": "function_call", "call_id": "c", "namespace": "mcp__weather", "name": "get", "arguments": "{}" },
+            { "type": "function_call_output", "call_id": "c", "output": "sunny" },
+        ],
+        "tools": [
+            { "type": "namespace", "name": "mcp__weather", "description": "d", "tools": [{ "type": "function", "name": "get", "parameters": {} }] },
+            { "type": "namespace", "name": "none", "tools": "none" },
+            { "type": "function", "name": "get", "parameters": {} },
+        ],
+    });
+    let translated = responses(request.to_string().as_bytes()).unwrap();
+    let chat: Value = serde_json::from_slice(&translated.body).unwrap();
+    let function = |name: &str| json!({ "type": "function", "function": { "name": name, "parameters": {} } });
+    assert_eq!(chat["tools"], json!([function("mcp__weather__get"), function("get")]));
+    assert_eq!(chat["messages"][1]["tool_calls"][0]["function"]["name"], "mcp__weather__get");
+    let call = |name: &str| json!({ "id": name, "type": "function", "function": { "name": name, "arguments": "{}" } });
+    let body = json!({ "choices": [{ "finish_reason": "tool_calls", "message": {
+        "tool_calls": [call("mcp__weather__get"), call("get"), call("mcp__weather__put")],
+    } }] });
+    let answer = whole(body.to_string().as_bytes(), translated.echo, "1", 7).unwrap();
+    let names: Vec<_> = answer["output"].as_array().unwrap().iter().map(|item| (&item["namespace"], &item["name"])).collect();
+    let null = Value::Null;
+    assert_eq!(names, [(&json!("mcp__weather"), &json!("get")), (&null, &json!("get")), (&null, &json!("mcp__weather__put"))]);
 }
 
 #[test]
