@@ -12,6 +12,7 @@ use arc_swap::{ArcSwap, Guard};
 use cortex_core::config::{Endpoint, NeuronEntry};
 use cortex_core::{Discovery, Health, ModelId, ModelReport, ModelStatus, NodeId, Placement};
 use tokio::sync::Notify;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) use load::{Load, LoadGuard};
 
@@ -34,6 +35,8 @@ pub(crate) struct Node {
     /// Requests open on the node, of all models.
     pub(crate) load: Arc<Load>,
     model_loads: BTreeMap<ModelId, Arc<Load>>,
+    /// What the node draws lots with: a hash of its name.
+    lot: u64,
     poll_failures: usize,
     /// Ends the pause of the node's poller.
     poll: Arc<Notify>,
@@ -122,8 +125,24 @@ pub(crate) struct Observation {
 pub(crate) struct Replica {
     node: usize,
     pub(crate) standing: Standing,
+    /// The node's, kept here because a decision looks at those of all replicas.
+    pub(crate) lot: u64,
     /// Requests open on the node for this model.
     pub(crate) load: Arc<Load>,
+}
+
+/// The replicas of one model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replicas<'a> {
+    nodes: &'a [Arc<Node>],
+    pub(crate) all: &'a [Replica],
+}
+
+impl<'a> Replicas<'a> {
+    pub(crate) fn at(self, index: usize) -> (&'a Arc<Node>, &'a Replica) {
+        let replica = &self.all[index];
+        (&self.nodes[replica.node], replica)
+    }
 }
 
 /// How near a model is to serving; the nearest comes first.
@@ -176,8 +195,13 @@ impl Fleet {
 
     /// Where `model` is or can be loaded; empty for a model that nobody knows.
     pub(crate) fn replicas(&self, model: &str) -> impl ExactSizeIterator<Item = (&Arc<Node>, &Replica)> {
-        let replicas = self.replicas.get(model).map_or(&[][..], Vec::as_slice);
-        replicas.iter().map(|replica| (&self.nodes[replica.node], replica))
+        let replicas = self.replicas_of(model);
+        (0..replicas.all.len()).map(move |index| replicas.at(index))
+    }
+
+    /// The same, by number.
+    pub(crate) fn replicas_of(&self, model: &str) -> Replicas<'_> {
+        Replicas { nodes: &self.nodes, all: self.replicas.get(model).map_or(&[], Vec::as_slice) }
     }
 
     /// Every model that some node can serve, in no order.
@@ -292,7 +316,7 @@ impl Fleet {
                     Some(load) => Arc::clone(load),
                     None => Arc::clone(Arc::make_mut(slot).model_loads.entry(model.clone()).or_default()),
                 };
-                replicas.entry(model).or_default().push(Replica { node: index, standing, load });
+                replicas.entry(model).or_default().push(Replica { node: index, standing, lot: slot.lot, load });
             }
         }
         self.replicas = Arc::new(replicas);
@@ -310,6 +334,7 @@ impl Node {
             models: BTreeMap::new(),
             load: Arc::default(),
             model_loads: BTreeMap::new(),
+            lot: xxh3_64(entry.name.as_str().as_bytes()),
             poll_failures: 0,
             poll: Arc::default(),
             failures: Arc::default(),

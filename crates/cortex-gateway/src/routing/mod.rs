@@ -1,5 +1,6 @@
 //! Where a request goes: a pure function over the fleet's snapshot.
 
+mod choice;
 mod score;
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use cortex_core::NodeId;
 use cortex_core::openai::ApiError;
 
 use crate::fleet::{Fleet, Hold, Load, LoadGuard, Node, Reach, Standing};
-use score::ServeScore;
+use choice::choose;
 
 /// What the decision depends on, beside the fleet.
 #[derive(Clone, Copy, Debug)]
@@ -82,18 +83,8 @@ pub(crate) fn route(fleet: &Fleet, request: &RouteRequest<'_>) -> Result<Route, 
 
 /// The best loaded replica among nodes within `reach` that were not tried.
 fn loaded(fleet: &Fleet, request: &RouteRequest<'_>, reach: fn(&Reach) -> bool) -> Option<Route> {
-    let RouteRequest { model, tried, affinity, turn } = *request;
-    let count = fleet.replicas(model).len();
-    let fit = || {
-        let replicas = fleet.replicas(model).enumerate();
-        replicas.filter(|(_, (node, replica))| replica.standing == Standing::Loaded && reach(&node.reach) && !tried.contains(&node.id))
-    };
-    let (_, least) = fit().min_by_key(|(index, (node, replica))| ServeScore::of(node, replica, (count + index - turn % count) % count))?;
-    let known = |key| {
-        let near = fit().filter(|(_, (_, replica))| score::affinity_allows(replica.load.tokens(), least.1.load.tokens()));
-        near.max_by_key(|(_, (node, _))| score::affinity(key, node)).map(|(_, replica)| replica)
-    };
-    let (node, replica) = affinity.and_then(known).unwrap_or(least);
+    let replicas = fleet.replicas_of(request.model);
+    let (node, replica) = replicas.at(choose(replicas, request, reach)?);
     Some(Route::Serve(Target { node: Arc::clone(node), load: Arc::clone(&replica.load) }))
 }
 

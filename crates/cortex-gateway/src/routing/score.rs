@@ -1,7 +1,5 @@
 //! Which of several nodes is best. The smallest score wins; the fields are compared in order.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
 use crate::fleet::{Node, Replica};
 
 /// For a request on replicas that are loaded.
@@ -9,13 +7,11 @@ use crate::fleet::{Node, Replica};
 pub(super) struct ServeScore {
     model_tokens: u64,
     node_tokens: u64,
-    distance: usize,
 }
 
 impl ServeScore {
-    /// `distance` is how far the replica is from the one whose turn it is.
-    pub(super) fn of(node: &Node, replica: &Replica, distance: usize) -> Self {
-        Self { model_tokens: replica.load.tokens(), node_tokens: node.load.tokens(), distance }
+    pub(super) fn of(node: &Node, replica: &Replica) -> Self {
+        Self { model_tokens: replica.load.tokens(), node_tokens: node.load.tokens() }
     }
 }
 
@@ -28,8 +24,11 @@ pub(super) fn affinity_allows(tokens: u64, least: u64) -> bool {
     tokens <= least + least / 4 + AFFINITY_TOKENS_MAX
 }
 
-/// Rendezvous hashing: for each key every node draws a number, and the highest has it. All gateways draw the same, nothing is
-/// remembered, and a node that comes or goes moves only its own keys.
-pub(super) fn affinity(key: u64, node: &Node) -> u64 {
-    xxh3_64_with_seed(node.id.as_str().as_bytes(), key)
+/// Rendezvous hashing: for each key every node draws a number from the hash of its name, and the highest has it. All gateways draw the
+/// same, nothing is remembered, and a node that comes or goes moves only its own keys. Mixed as splitmix64 does.
+pub(super) fn affinity(key: u64, lot: u64) -> u64 {
+    let mut drawn = key ^ lot;
+    drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    drawn = (drawn ^ (drawn >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    drawn ^ (drawn >> 31)
 }

@@ -140,11 +140,12 @@ fn a_decision_among_a_thousand_nodes() {
         let models: &[_] = if at % 100 == 0 { &[("some", LOADED), ("all", LOADED)] } else { &[("all", LOADED)] };
         fleet = fleet.observed(&name.as_str().into(), &observation(models));
     }
-    for (model, replicas) in [("some", 10), ("all", NODES)] {
+    for (model, replicas, keyed) in [("some", 10, false), ("some", 10, true), ("all", NODES, false), ("all", NODES, true)] {
         let mut seen = std::collections::BTreeSet::new();
         let mut times: Vec<_> = (0..DECISIONS)
             .map(|turn| {
-                let request = RouteRequest { model, tried: &[], affinity: None, turn };
+                let affinity = keyed.then(|| score::affinity(1, turn as u64));
+                let request = RouteRequest { model, tried: &[], affinity, turn };
                 let started = Instant::now();
                 let route = route(&fleet, &request);
                 let time = started.elapsed();
@@ -153,8 +154,11 @@ fn a_decision_among_a_thousand_nodes() {
                 time
             })
             .collect();
-        assert_eq!(seen.len(), replicas, "each replica has its turn");
+        assert!(seen.len() == replicas || keyed, "each replica has its turn");
+        assert!(seen.len() > replicas / 2, "keys are spread");
         times.sort_unstable();
-        println!("routing {replicas} replicas among {NODES} nodes: middle {:?}, longest {:?}", times[DECISIONS / 2], times[DECISIONS - 1]);
+        let by = if keyed { "by prefix" } else { "by load" };
+        let (middle, longest) = (times[DECISIONS / 2], times[DECISIONS - 1]);
+        println!("routing {replicas} replicas among {NODES} nodes {by}: middle {middle:?}, longest {longest:?}");
     }
 }

@@ -90,7 +90,8 @@ async fn a_storm_of_refusals_is_not_made_worse() {
     let attempts: usize = (0..3).map(|node| rig.mock(node).counts().refused).sum();
     let allowed = REQUESTS + REQUESTS / 10 + 11 + started.elapsed().as_secs() as usize;
     assert!(attempts <= allowed, "{attempts} attempts for {REQUESTS} requests, {allowed} allowed");
-    assert!(hopped >= REQUESTS / 3, "the soonest time that any node named is told");
+    // Equal prompts have one home, and one request in ten may go on from there: some of these to the node that names the soonest time.
+    assert!(hopped >= REQUESTS / 50, "the soonest time that any node named is told: {hopped} times");
     assert!(rig.metric("cortex_retries_refused_total").await > Some(0.0));
 }
 
