@@ -63,11 +63,13 @@ def check(program, models, hosts):
 
 def simulate(program, nodes, seeds):
     runs = json.loads(subprocess.check_output([program, "simulate", "--nodes", str(nodes), "--seeds", str(seeds), "--faults", "--json"]))
-    middles = sorted(run["decision_middle_us"] for run in runs)
+    middle = lambda clock: sorted(run[f"{clock}_middle_us"] for run in runs)[len(runs) // 2]
+    longest = lambda clock: max(run[f"{clock}_max_us"] for run in runs)
     rests = [run["rest_steps"] for run in runs]
     print(
         f"simulate  {nodes:>5} nodes, seeds 0 to {seeds - 1}: at rest after {min(rests)} to {max(rests)} steps; "
-        f"a plan step {middles[len(middles) // 2]} us in the middle, {max(run['decision_max_us'] for run in runs)} us at most"
+        f"a plan step {middle('decision')} us in the middle, {longest('decision')} us at most, "
+        f"of a processor {middle('processor')} and {longest('processor')} us"
     )
     return {"nodes": nodes, "runs": runs}
 

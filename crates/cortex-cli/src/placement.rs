@@ -15,7 +15,7 @@ use crate::error::{CliError, Result, Status};
 
 const PROGRAM: &str = "cortex-placement";
 
-/// Everything goes to the other program; only `plan` gets the fleet from here.
+/// Everything goes to the other program; `plan` and `explain` get the fleet from here.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct PlacementArgs {
@@ -86,10 +86,13 @@ struct Asked {
 }
 
 impl Asked {
-    /// `plan` without `--fleet` asks the gateway, which `--gateway URL` names and `--key KEY` opens.
+    /// `plan` without `--fleet` asks the gateway, which `--gateway URL` names and `--key KEY` opens; `explain` does where one of them is
+    /// given, since it tells most of what it tells without a fleet.
     fn read(all: Vec<OsString>) -> Result<Self> {
         let has = |flag: &str| all.iter().any(|argument| argument == flag || argument.to_string_lossy().starts_with(&format!("{flag}=")));
-        let asks_fleet = all.first().is_some_and(|first| first == "plan") && !has("--fleet") && !has("--help") && !has("-h");
+        let is = |command: &str| all.first().is_some_and(|first| first == command);
+        let tells_of_it = is("plan") || (is("explain") && (has("--gateway") || has("--key")));
+        let asks_fleet = tells_of_it && !["--fleet", "--help", "-h"].into_iter().any(has);
         if !asks_fleet {
             return Ok(Self { arguments: all, asks_fleet, url: None, key: None });
         }
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_plan_without_a_fleet_asks_the_gateway() {
+    fn the_gateway_is_asked_where_its_fleet_is_told_of() {
         let cases = [
             ("check models.ncl", false, None, "check models.ncl"),
             ("plan", true, None, "plan"),
@@ -142,6 +145,8 @@ mod tests {
             ("plan --gateway=http://g:1", true, Some("http://g:1"), "plan"),
             ("plan --fleet fleet.json", false, None, "plan --fleet fleet.json"),
             ("plan --help", false, None, "plan --help"),
+            ("explain large", false, None, "explain large"),
+            ("explain large --gateway http://g:1", true, Some("http://g:1"), "explain large"),
         ];
         for (line, asks_fleet, url, rest) in cases {
             let arguments = rest.split(' ').map(OsString::from).collect();

@@ -316,7 +316,7 @@ mod tests {
     }
 
     fn fleet(nodes: Vec<NodeReport>) -> FleetReport {
-        FleetReport { gateway: GatewayReport { version: "0.1.0".into(), uptime_s: 60.0, requests_in_flight: 0 }, nodes }
+        FleetReport { gateway: GatewayReport { version: "0.1.0".into(), uptime_s: 60.0, requests_in_flight: 0 }, nodes, memory: Vec::new() }
     }
 
     pub(super) fn busy() -> FleetReport {

@@ -22,6 +22,6 @@ pub use harness::{
     Relevances, RerankRequest, TokenLogprob, Usage,
 };
 pub use model::{Capability, ModelId, ModelReport, ModelSpec, ModelStatus, UnloadRequest};
-pub use node::{FleetReport, GatewayReport, ModelAction, ModelActionReport, NodeId, NodeReport, NodeState};
+pub use node::{FleetReport, GatewayReport, MemoryReport, ModelAction, ModelActionReport, NodeId, NodeReport, NodeState};
 pub use placement::{PlacedModel, Placement};
 pub use sampling::{SamplingDefaults, SamplingParams, SamplingRequest};

@@ -71,6 +71,25 @@ pub struct FleetReport {
     pub gateway: GatewayReport,
     /// The nodes, in the configuration's order.
     pub nodes: Vec<NodeReport>,
+    /// What models take, by name; those of which nothing is known are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory: Vec<MemoryReport>,
+}
+
+/// What one replica of a model takes of each device that holds it, in MiB.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// The model.
+    pub model: ModelId,
+    /// As the operator says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared_mb: Option<u64>,
+    /// As computed from its checkpoint, where the operator does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computed_mb: Option<u64>,
+    /// The most that any node has measured since the gateway started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_mb: Option<u64>,
 }
 
 /// The gateway about itself.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use cortex_core::config::GatewayConfig;
 use cortex_core::openai::ApiError;
 use cortex_core::{FleetReport, GatewayReport, ModelId};
@@ -22,7 +22,7 @@ use crate::nodes::Nodes;
 use crate::poller::Poller;
 use crate::proxy::Proxy;
 use crate::queue::Queues;
-use crate::reconciler::{Clock, Reconciler};
+use crate::reconciler::{Clock, Counted, Reconciler};
 use crate::retry_budget::RetryBudget;
 use crate::routing::RouteError;
 use crate::setup::Setup;
@@ -48,6 +48,8 @@ pub(crate) struct App {
     pub(crate) retry_budget: RetryBudget,
     /// What the reconciler decided last.
     pub(crate) plan: Arc<ArcSwap<Vec<Action>>>,
+    /// By what it counts the memory of models; nothing before its first look.
+    memory: Arc<ArcSwapOption<Counted>>,
     /// Cancelled when the gateway was told to stop.
     pub(crate) stopping: CancellationToken,
     started: Instant,
@@ -84,6 +86,7 @@ impl App {
             queues: Arc::new(Queues::new(config.limits.queue_len_max.get())),
             retry_budget: RetryBudget::new(clock::now()),
             plan: Arc::default(),
+            memory: Arc::default(),
             config,
             fleet,
             nodes,
@@ -117,6 +120,7 @@ impl App {
             metrics: Arc::clone(&self.metrics),
             tasks,
             plan: Arc::clone(&self.plan),
+            memory: Arc::clone(&self.memory),
             clock: Clock::start(),
         }
     }
@@ -171,6 +175,7 @@ impl App {
             uptime_s: (clock::now() - self.started).as_secs_f64(),
             requests_in_flight: nodes.iter().map(|node| node.requests_in_flight).sum(),
         };
-        FleetReport { gateway, nodes }
+        let memory = self.memory.load().as_ref().map_or_else(Vec::new, |counted| counted.report());
+        FleetReport { gateway, nodes, memory }
     }
 }

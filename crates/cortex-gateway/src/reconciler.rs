@@ -1,12 +1,12 @@
 //! Carrying out what is decided. One task looks at the fleet and at who waits, asks the one pure decider, and starts each action in a
 //! task of its own. It decides nothing itself, except that nothing more can be done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use cortex_core::{ModelId, ModelStatus, NodeId};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use cortex_core::{MemoryReport, ModelId, ModelStatus, NodeId};
 use cortex_placement::{Action, Demand, Desired, ModelState, Moment, Observed, Reach, Step, decide};
 use futures::future::join_all;
 use tokio::sync::mpsc;
@@ -38,7 +38,22 @@ pub(crate) struct Reconciler {
     pub(crate) tasks: Tasks,
     /// What was decided last, for operators.
     pub(crate) plan: Arc<ArcSwap<Vec<Action>>>,
+    /// What models take, as the last decision counted it, for operators.
+    pub(crate) memory: Arc<ArcSwapOption<Counted>>,
     pub(crate) clock: Clock,
+}
+
+/// What the memory of models is counted by.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    desired: Arc<Desired>,
+    learned_mb: BTreeMap<ModelId, u64>,
+}
+
+impl Counted {
+    pub(crate) fn report(&self) -> Vec<MemoryReport> {
+        self.desired.memory(&self.learned_mb)
+    }
 }
 
 /// Milliseconds since the gateway started.
@@ -126,6 +141,7 @@ impl Reconciler {
             seen = self.look(state);
         }
         self.plan.store(Arc::new(seen.actions.clone()));
+        self.memory.store(Some(Arc::new(Counted { desired: Arc::clone(&seen.desired), learned_mb: seen.observed.learned_mb.clone() })));
         for action in &seen.actions {
             if !is_busy(&state.busy, action) {
                 self.start(state, action, !seen.wants.is_empty());

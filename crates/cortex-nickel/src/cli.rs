@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cortex_core::{FleetReport, NodeId};
 use cortex_placement::{Declared, Outcome, Placement, Problem, Simulation, check, gib, simulate};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::diagnostic::{Diagnostic, Form, Span, render};
 use crate::nickel::{CONTRACTS, Evaluated, Request};
@@ -50,6 +52,9 @@ enum Command {
         model: String,
         #[command(flatten)]
         file: FileArgs,
+        /// The gateway's answer to GET /admin/fleet, for what nodes measured; `-` for standard input
+        #[arg(long, value_name = "FILE")]
+        fleet: Option<PathBuf>,
     },
     /// Run the same decisions over mock nodes in virtual time, and say how it went
     Simulate {
@@ -126,7 +131,9 @@ pub fn main() -> ExitCode {
         ),
         Command::Check(file) => (file.format.into(), prove(&file).map(|placement| summary(&file.file, &placement))),
         Command::Render { file, host } => (file.format.into(), prove(&file).and_then(|placement| rendered(&placement, host.as_ref()))),
-        Command::Explain { model, file } => (file.format.into(), prove(&file).and_then(|placement| explained(&placement, &model))),
+        Command::Explain { model, file, fleet } => {
+            (file.format.into(), prove(&file).and_then(|placement| explained(&placement, &model, fleet.as_deref())))
+        }
         Command::Plan { file, fleet } => (file.format.into(), prove(&file).and_then(|placement| planned(&placement, &fleet))),
     };
     let written = match outcome {
@@ -167,7 +174,7 @@ fn prove(args: &FileArgs) -> Result<Placement, Vec<Diagnostic>> {
             Ok(footprint) => footprints.extend(footprint.map(|footprint| (id.clone(), footprint))),
             Err(why) => {
                 let told = Problem::at(&["models", id.as_str(), "source"], format!("the memory of `{id}` cannot be computed: {why}"));
-                broken.push(told.note("say vram_mb, or name a GGUF file that is whole"));
+                broken.push(told.note("say vram_mb, or see that the checkpoint is whole: where it is at hand it is read"));
             }
         }
     }
@@ -225,19 +232,27 @@ fn summary(file: &Path, placement: &Placement) -> String {
 
 /// Each seed with how its run went.
 fn simulated(nodes: usize, seeds: std::ops::Range<u64>, faults: bool) -> Result<Vec<(u64, Outcome)>, Vec<Diagnostic>> {
-    let run = |seed| match simulate(&Simulation { nodes, seed, faults }) {
+    let run = |seed| match simulate(&Simulation { nodes, seed, faults }, processor_time) {
         Ok(outcome) => Ok((seed, outcome)),
         Err(broken) => Err(vec![Diagnostic::new(format!("seed {seed}: {broken}"))]),
     };
     seeds.map(run).collect()
 }
 
+/// How long this thread has computed: on a busy machine the clock on the wall tells little of a decision.
+fn processor_time() -> Duration {
+    let spent = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(spent.tv_sec).unwrap_or(0), u32::try_from(spent.tv_nsec).unwrap_or(0))
+}
+
 /// One line a seed.
 fn table(runs: &[(u64, Outcome)]) -> String {
-    let mut out = String::from("SEED  LOADS  FAILED  UNLOADS  REBUILT  LOST  SERVED  WAIT MAX  REST STEPS  DECISION MIDDLE     MAX\n");
+    let mut out = String::from(
+        "SEED  LOADS  FAILED  UNLOADS  REBUILT  LOST  SERVED  WAIT MAX  REST STEPS  DECISION MIDDLE        MAX  OF A PROCESSOR        MAX\n",
+    );
     for (seed, run) in runs {
         out.push_str(&format!(
-            "{seed:>4}  {:>5}  {:>6}  {:>7}  {:>7}  {:>4}  {:>6}  {:>6.1} s  {:>10}  {:>12} us  {:>6} us\n",
+            "{seed:>4}  {:>5}  {:>6}  {:>7}  {:>7}  {:>4}  {:>6}  {:>6.1} s  {:>10}  {:>12} us  {:>6} us  {:>11} us  {:>6} us\n",
             run.loads,
             run.loads_failed,
             run.unloads,
@@ -246,8 +261,10 @@ fn table(runs: &[(u64, Outcome)]) -> String {
             run.served,
             run.waited_ms_max as f64 / 1000.0,
             run.rest_steps,
-            run.decision_middle.as_micros(),
-            run.decision_max.as_micros(),
+            run.decision.middle.as_micros(),
+            run.decision.max.as_micros(),
+            run.processor.middle.as_micros(),
+            run.processor.max.as_micros(),
         ));
     }
     out
@@ -266,8 +283,10 @@ fn listed(runs: &[(u64, Outcome)]) -> String {
             "served": run.served,
             "waited_ms_max": run.waited_ms_max,
             "rest_steps": run.rest_steps,
-            "decision_middle_us": run.decision_middle.as_micros() as u64,
-            "decision_max_us": run.decision_max.as_micros() as u64,
+            "decision_middle_us": run.decision.middle.as_micros() as u64,
+            "decision_max_us": run.decision.max.as_micros() as u64,
+            "processor_middle_us": run.processor.middle.as_micros() as u64,
+            "processor_max_us": run.processor.max.as_micros() as u64,
         })
     };
     serde_json::Value::from(runs.iter().map(record).collect::<Vec<_>>()).to_string() + "\n"
@@ -285,8 +304,9 @@ fn rendered(placement: &Placement, host: Option<&NodeId>) -> Result<String, Vec<
     serde_json::to_string_pretty(host).map(|json| json + "\n").map_err(|error| vec![Diagnostic::new(error.to_string())])
 }
 
-fn explained(placement: &Placement, model: &str) -> Result<String, Vec<Diagnostic>> {
-    plan::explain(placement, model).ok_or_else(|| {
+fn explained(placement: &Placement, model: &str, fleet: Option<&Path>) -> Result<String, Vec<Diagnostic>> {
+    let report = fleet.map(reported).transpose()?;
+    plan::explain(placement, model, report.as_ref()).ok_or_else(|| {
         let known = placement.models.keys().map(cortex_core::ModelId::as_str).chain(placement.routing.aliases.keys().map(String::as_str));
         let wrong = Diagnostic::new(format!("there is no model `{model}`"));
         vec![match cortex_placement::nearest(model, known) {
@@ -297,13 +317,18 @@ fn explained(placement: &Placement, model: &str) -> Result<String, Vec<Diagnosti
 }
 
 fn planned(placement: &Placement, fleet: &Path) -> Result<String, Vec<Diagnostic>> {
+    let report = reported(fleet)?;
+    Ok(plan::words(placement, &plan::plan(placement, &report)) + &plan::memory(placement, &report))
+}
+
+/// What a gateway said of its fleet.
+fn reported(fleet: &Path) -> Result<FleetReport, Vec<Diagnostic>> {
     let mut text = String::new();
     let read = match fleet == Path::new("-") {
         true => std::io::stdin().read_to_string(&mut text).map(|_| ()),
         false => std::fs::read_to_string(fleet).map(|read| text = read),
     };
     read.map_err(|error| vec![Diagnostic::new(format!("cannot read {}: {error}", fleet.display()))])?;
-    let report: FleetReport = serde_json::from_str(&text)
-        .map_err(|error| vec![Diagnostic::new(format!("{} is no answer of GET /admin/fleet: {error}", fleet.display()))])?;
-    Ok(plan::words(placement, &plan::plan(placement, &report)) + &plan::memory(placement, &report))
+    serde_json::from_str(&text)
+        .map_err(|error| vec![Diagnostic::new(format!("{} is no answer of GET /admin/fleet: {error}", fleet.display()))])
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use cortex_core::{FleetReport, ModelId};
-use cortex_placement::{Action, Desired, Moment, Observed, Placement, Policy, gib, settle};
+use cortex_placement::{Action, Desired, ModelProfile, Moment, Observed, Placement, Policy, gib, settle};
 
 /// The steps from the reported fleet to the placement.
 pub(crate) fn plan(placement: &Placement, fleet: &FleetReport) -> Vec<Action> {
@@ -37,21 +37,26 @@ pub(crate) fn memory(placement: &Placement, fleet: &FleetReport) -> String {
         for model in node.models.iter().filter(|model| model.is_loaded() && model.memory_used_bytes > 0) {
             let Some(profile) = placement.models.get(&model.id) else { continue };
             let measured_mb = model.memory_used_bytes.div_ceil(model.devices.len().max(1) as u64).div_ceil(1 << 20);
-            let counted = match profile.footprint {
-                None => "nothing is counted for it: say vram_mb".to_owned(),
-                Some(footprint) if footprint.device_mb < measured_mb => {
-                    format!("{} counted: vram_mb should be {} or more", gib(footprint.device_mb), measured_mb * footprint.devices as u64)
-                }
-                Some(footprint) => format!("{} counted", gib(footprint.device_mb)),
-            };
+            let counted = beside(profile, measured_mb);
             let _ = writeln!(out, "  {} on {}: {} measured on a device, {counted}", model.id, node.name, gib(measured_mb));
         }
     }
     if out.is_empty() { out } else { format!("memory\n{out}") }
 }
 
-/// Where `model` goes and why; `None` when there is none of that name.
-pub(crate) fn explain(placement: &Placement, name: &str) -> Option<String> {
+/// What is counted for a model of which so much was measured on a device.
+fn beside(profile: &ModelProfile, measured_mb: u64) -> String {
+    match profile.footprint {
+        None => "nothing is counted for it: say vram_mb".to_owned(),
+        Some(footprint) if footprint.device_mb < measured_mb => {
+            format!("{} counted: vram_mb should be {} or more", gib(footprint.device_mb), measured_mb * footprint.devices as u64)
+        }
+        Some(footprint) => format!("{} counted", gib(footprint.device_mb)),
+    }
+}
+
+/// Where `model` goes and why, and what the running `fleet` has measured of it; `None` when there is none of that name.
+pub(crate) fn explain(placement: &Placement, name: &str, fleet: Option<&FleetReport>) -> Option<String> {
     let id: ModelId = placement.routing.aliases.get(name).cloned().unwrap_or_else(|| name.into());
     let profile = placement.models.get(&id)?;
     let mut out = format!("{id}\n");
@@ -71,6 +76,14 @@ pub(crate) fn explain(placement: &Placement, name: &str) -> Option<String> {
         None => "not known: no vram_mb, and its checkpoint is not at hand; it counts as nothing until a node has loaded it".to_owned(),
     };
     line("memory", memory);
+    if let Some(fleet) = fleet {
+        let measured_mb = fleet.memory.iter().find(|memory| memory.model == id).and_then(|memory| memory.measured_mb);
+        let measured = match measured_mb {
+            Some(mb) => format!("{} on a device at most, {}", gib(mb), beside(profile, mb)),
+            None => "not yet: no node has had it in memory since the gateway started".to_owned(),
+        };
+        line("measured", measured);
+    }
     line("priority", profile.priority.to_string());
     for resident in placement.certificate.residents.iter().filter(|resident| resident.model == id) {
         let slack = &placement.certificate.slack_mb[&resident.host];

@@ -35,5 +35,5 @@ pub use problem::Problem;
 pub use profile::{ComputeCapability, Footprint, FootprintOrigin, Mode, ModelProfile, Replicas, Requires, Residency, Spot};
 pub use prove::prove;
 pub use settle::settle;
-pub use simulate::{Outcome, Simulation, simulate};
+pub use simulate::{Outcome, Simulation, Spread, simulate};
 pub use words::gib;

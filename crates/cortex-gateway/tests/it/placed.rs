@@ -92,3 +92,20 @@ async fn a_model_on_demand_is_loaded_where_the_placement_allows_it_and_the_lower
     assert_eq!(rig.client().chat(&chat("high", "hi")).await.status, 200);
     assert_eq!(loaded(&rig).await, ["high"]);
 }
+
+/// `big` takes more than the file says; what nodes measured is told beside it, and kept when the model has left.
+#[tokio::test]
+async fn the_fleet_report_tells_what_models_take() {
+    let big = MockModel { memory_bytes: 1500 << 20, ..MockModel::loaded("big") };
+    let rig = start([big, MockModel::available("other")], |node| placement(node, json!({ "big": {}, "other": { "vram_mb": 512 } }))).await;
+    let measured = |id: &str| {
+        let memory = rig.gateway.fleet().memory;
+        let of_model = memory.iter().find(|memory| memory.model.as_str() == id);
+        of_model.map(|memory| (memory.declared_mb, memory.computed_mb, memory.measured_mb))
+    };
+    until(async || measured("big") == Some((Some(1024), None, Some(1500)))).await;
+    until(async || measured("other") == Some((Some(512), None, Some(1024)))).await;
+    rig.gateway.reload(setup(&placement(&rig.nodes[0], json!({ "other": { "vram_mb": 512 } })))).unwrap();
+    until(async || loaded(&rig).await == ["other"]).await;
+    assert_eq!(measured("big"), Some((None, None, Some(1500))));
+}

@@ -94,7 +94,7 @@ impl Survey<'_> {
 
     /// Whether one serving replica less would be fewer than are held always. One on its way in does not serve yet.
     pub(super) fn is_needed(&self, model: usize) -> bool {
-        let min = self.desired.models[model].profile.replicas.min;
+        let min = self.desired.terms[model].replicas.min;
         min > 0 && self.serving[model].saturating_sub(usize::from(self.loading[model])) <= min
     }
 

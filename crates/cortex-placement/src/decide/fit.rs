@@ -32,17 +32,28 @@ impl Survey<'_> {
     /// The best place on any node where the placement, and `mode`, let `model` go.
     pub(super) fn best_offer(&self, model: usize, may_evict: bool, mode: impl Fn(Mode) -> bool) -> Option<Offer> {
         let wanted = &self.desired.models[model];
-        let best = |nodes: &mut dyn Iterator<Item = usize>| {
-            let offers = nodes.filter_map(|node| self.offer(model, node, None, may_evict));
-            offers.min_by_key(|offer| self.cost(model, offer))
-        };
-        match wanted.profile.placement.is_empty() {
-            true => best(&mut (0..self.nodes.len())),
-            false => {
-                let hosts = wanted.spots.iter().filter(|(_, spot)| mode(spot.mode));
-                best(&mut hosts.filter_map(|(host, _)| self.node_of_host[*host]))
+        let best = |may_evict: bool| {
+            let cheapest = |nodes: &mut dyn Iterator<Item = usize>| {
+                let nodes = nodes.filter(|node| may_evict || self.may_have_room(model, *node));
+                let offers = nodes.filter_map(|node| self.offer(model, node, None, may_evict));
+                offers.min_by_key(|offer| self.cost(model, offer))
+            };
+            match wanted.profile.placement.is_empty() {
+                true => cheapest(&mut (0..self.nodes.len())),
+                false => {
+                    let hosts = wanted.spots.iter().filter(|(_, spot)| mode(spot.mode));
+                    cheapest(&mut hosts.filter_map(|(host, _)| self.node_of_host[*host]))
+                }
             }
-        }
+        };
+        // Whom to have leave takes the longest to find out, and is worth it only where no node has room.
+        best(false).or_else(|| may_evict.then(|| best(true)).flatten())
+    }
+
+    /// Whether it is worth to look closer: most nodes of a busy fleet have no room, and this costs next to nothing.
+    fn may_have_room(&self, model: usize, node: usize) -> bool {
+        let Some(need_mb) = self.need_mb(model) else { return true };
+        self.devices[self.nodes[node].devices.clone()].iter().any(|device| device.soon_mb >= need_mb as i64)
     }
 
     /// What is cheapest comes first; the node's number makes the order total.
@@ -63,9 +74,8 @@ impl Survey<'_> {
 
     /// A place for `model` on `node`: on `fixed` devices, or else on those that its spot names, or else on any.
     pub(super) fn offer(&self, model: usize, node: usize, fixed: Option<&[usize]>, may_evict: bool) -> Option<Offer> {
-        let wanted = &self.desired.models[model];
         let view = &self.nodes[node];
-        if view.observed.reach != Reach::Ready || !wanted.allows(view.host) || view.claimed.contains(&model) {
+        if view.observed.reach != Reach::Ready || !self.desired.allows(model, view.host) || view.claimed.contains(&model) {
             return None;
         }
         if let Some(present) = view.replicas.clone().find(|at| self.replicas[*at].model == Some(model)) {
@@ -89,7 +99,7 @@ impl Survey<'_> {
         let view = &self.nodes[node];
         let need_mb = self.need_mb(model).unwrap_or(1) as i64;
         let count = wanted.profile.tensor_parallel();
-        let spot = view.host.and_then(|host| wanted.spots.get(&host)).and_then(|spot| spot.devices.as_deref());
+        let spot = view.host.and_then(|host| wanted.spot(host)).and_then(|spot| spot.devices.as_deref());
         let devices = self.eligible(&wanted.profile, node, fixed.or(spot));
         let fits = |want: fn(&DeviceView, i64) -> bool| {
             let fit = devices.iter().copied().filter(move |at| want(&self.devices[*at], need_mb));

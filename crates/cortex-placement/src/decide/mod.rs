@@ -13,16 +13,13 @@ use std::cmp::Reverse;
 use cortex_core::ModelId;
 
 use crate::action::{Action, Step};
-use crate::desired::Desired;
+use crate::desired::{Desired, Rank};
 use crate::moment::Moment;
 use crate::observed::{Demand, ModelDemand, ModelState, Observed, Reach};
-use crate::profile::{Mode, Residency};
+use crate::profile::{Mode, Replicas};
 use crate::words::{count, gib};
 use fit::{Offer, Way};
 use survey::Survey;
-
-/// Sequences of full length that a model takes when its spec does not say.
-const PARALLEL_DEFAULT: usize = 4;
 
 /// What to do now, in order. Nothing to do is the usual answer.
 pub fn decide(desired: &Desired, observed: &Observed, demand: &Demand, now: Moment) -> Vec<Action> {
@@ -36,9 +33,6 @@ pub fn decide(desired: &Desired, observed: &Observed, demand: &Demand, now: Mome
     decision.actions
 }
 
-/// Pinned before others, then by priority.
-type Rank = (bool, i32);
-
 /// A decision in the making: the fleet as it will be once the actions so far are done.
 struct Decision<'a> {
     survey: Survey<'a>,
@@ -48,14 +42,12 @@ struct Decision<'a> {
 impl Decision<'_> {
     /// Replicas where the placement does not want them.
     fn retire_misplaced(&mut self) {
-        for at in 0..self.survey.replicas.len() {
+        for at in std::mem::take(&mut self.survey.misplaced) {
             let replica = &self.survey.replicas[at];
-            let node = &self.survey.nodes[replica.node];
-            if node.observed.reach != Reach::Ready || replica.observed.state != ModelState::Loaded {
+            if self.survey.nodes[replica.node].observed.reach != Reach::Ready {
                 continue;
             }
             let reason = match replica.model {
-                Some(model) if self.survey.desired.models[model].allows(node.host) => continue,
                 Some(_) => "the placement does not put it here",
                 None if self.survey.desired.policy().unload_undeclared => "the placement has no model of this name",
                 None => continue,
@@ -67,8 +59,8 @@ impl Decision<'_> {
     /// Who outranks others chooses first: a resident that made room for a higher rank must not claim it back before that one is there.
     fn give_places(&mut self) {
         let desired = self.survey.desired;
-        let mut residents: Vec<(Rank, usize)> = desired.residents.iter().map(|model| (self.rank(*model), *model)).collect();
-        residents.retain(|(_, model)| self.survey.kept[*model] < desired.models[*model].profile.replicas.max);
+        let short = desired.residents.iter().filter(|model| self.survey.kept[**model] < desired.terms[**model].replicas.max);
+        let residents: Vec<(Rank, usize)> = short.map(|model| (self.rank(*model), *model)).collect();
         let mut waiting: Vec<(Rank, ModelDemand, usize)> =
             self.survey.waiting().map(|(model, demand)| (self.rank(model), demand, model)).collect();
         waiting.sort_by_key(|(_, demand, model)| (demand.since, *model));
@@ -85,8 +77,7 @@ impl Decision<'_> {
     }
 
     fn rank(&self, model: usize) -> Rank {
-        let profile = &self.survey.desired.models[model].profile;
-        (profile.residency == Residency::Pinned, profile.priority)
+        self.survey.desired.terms[model].rank
     }
 
     /// Models that are held always get their proven places first, others where those are gone.
@@ -95,7 +86,7 @@ impl Decision<'_> {
         for &model in models {
             let wanted = &desired.models[model];
             for home in &wanted.homes {
-                let preload = wanted.spots.get(&home.host).is_some_and(|spot| spot.mode == Mode::Preload);
+                let preload = wanted.spot(home.host).is_some_and(|spot| spot.mode == Mode::Preload);
                 let kept = self.survey.kept[model];
                 if kept >= wanted.profile.replicas.min && !(preload && kept < wanted.profile.replicas.max) {
                     continue;
@@ -133,36 +124,47 @@ impl Decision<'_> {
 
     /// Replicas beyond what is wanted, and those that nobody asked for in a long time.
     fn retire_surplus(&mut self) {
-        let mut order: Vec<usize> = (0..self.survey.replicas.len()).filter(|at| self.survey.may_go(*at)).collect();
+        // Whoever goes makes the others of its model fewer, so that none is in surplus later that is not now.
+        let surplus = |at: &usize| self.surplus(*at).is_some() && self.survey.may_go(*at);
+        let mut order: Vec<usize> = (0..self.survey.replicas.len()).filter(surplus).collect();
         order.sort_by_key(|at| (self.survey.is_home(*at), self.survey.replicas[*at].observed.last_used));
         for at in order {
-            let Some(model) = self.survey.replicas[at].model else { continue };
-            let profile = &self.survey.desired.models[model].profile;
-            let serving = self.survey.serving[model];
-            if self.survey.loading[model] {
-                // The one on its way in may be what this one goes for.
-                continue;
-            }
-            if serving > profile.replicas.max.max(1) {
-                let max = count(profile.replicas.max, "replica");
-                self.retire(at, format!("{serving} nodes hold it, and {max} are wanted at most"));
-            } else if serving > profile.replicas.min && self.survey.is_past_idle_unload(at) {
-                let idle_s = self.survey.unused_ms(at) / 1000;
-                self.retire(at, format!("nobody asked for it in {idle_s} s"));
+            match self.surplus(at) {
+                Some(Surplus::Many { serving, max }) => {
+                    self.retire(at, format!("{serving} nodes hold it, and {} are wanted at most", count(max, "replica")));
+                }
+                Some(Surplus::Idle) => {
+                    let idle_s = self.survey.unused_ms(at) / 1000;
+                    self.retire(at, format!("nobody asked for it in {idle_s} s"));
+                }
+                None => {}
             }
         }
+    }
+
+    fn surplus(&self, at: usize) -> Option<Surplus> {
+        let model = self.survey.replicas[at].model?;
+        let (serving, Replicas { min, max }) = (self.survey.serving[model], self.survey.desired.terms[model].replicas);
+        // One that is on its way in may be what this one goes for.
+        if serving <= min || self.survey.loading[model] {
+            return None;
+        }
+        if serving > max.max(1) {
+            return Some(Surplus::Many { serving, max });
+        }
+        self.survey.is_past_idle_unload(at).then_some(Surplus::Idle)
     }
 
     /// One more replica for a model whose replicas are all full, where memory is free anyway.
     fn grow(&mut self) {
         let desired = self.survey.desired;
-        for (model, wanted) in desired.models.iter().enumerate() {
-            let (serving, replicas) = (self.survey.serving[model], wanted.profile.replicas);
-            if serving == 0 || serving >= replicas.max || self.survey.loading[model] {
+        for (model, terms) in desired.terms.iter().enumerate() {
+            let serving = self.survey.serving[model];
+            if serving == 0 || serving >= terms.replicas.max || self.survey.loading[model] {
                 continue;
             }
             let open = self.survey.in_flight[model];
-            if open < serving * wanted.profile.spec.parallel.unwrap_or(PARALLEL_DEFAULT) {
+            if open < serving * terms.parallel {
                 continue;
             }
             if let Some(offer) =
@@ -175,9 +177,9 @@ impl Decision<'_> {
 
     /// What was drained and is wanted no more, or what others have claimed the memory of.
     fn finish_drained(&mut self) {
-        for at in 0..self.survey.replicas.len() {
+        for at in std::mem::take(&mut self.survey.draining) {
             let replica = &self.survey.replicas[at];
-            let drained = replica.observed.state == ModelState::Draining && replica.observed.in_flight == 0 && !replica.taken_back;
+            let drained = replica.observed.in_flight == 0 && !replica.taken_back;
             if drained && self.survey.nodes[replica.node].observed.reach == Reach::Ready {
                 let step = Step::Unload { model: replica.observed.id.clone() };
                 self.act(replica.node, step, replica.observed.devices.clone(), "it has drained".to_owned());
@@ -246,6 +248,12 @@ impl Decision<'_> {
         let action = Action { step, node: view.observed.id.clone(), devices, generation: view.generation, reason };
         self.actions.push(action);
     }
+}
+
+/// Why a replica is one too many.
+enum Surplus {
+    Many { serving: usize, max: usize },
+    Idle,
 }
 
 /// What a place is for.

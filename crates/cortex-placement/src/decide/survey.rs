@@ -11,7 +11,6 @@ use crate::profile::ComputeCapability;
 /// What is known so far.
 pub(super) struct Survey<'a> {
     pub(super) desired: &'a Desired,
-    pub(super) observed: &'a Observed,
     demand: &'a Demand,
     pub(super) now: Moment,
     pub(super) nodes: Vec<NodeView<'a>>,
@@ -27,6 +26,12 @@ pub(super) struct Survey<'a> {
     pub(super) loading: Vec<bool>,
     /// By model: requests open on all its replicas.
     pub(super) in_flight: Vec<usize>,
+    /// By model: MiB that one replica takes on each device; `None` when nobody knows yet.
+    needs_mb: Vec<Option<u64>>,
+    /// Replicas in service where the placement does not want their model.
+    pub(super) misplaced: Vec<usize>,
+    /// Replicas that drain.
+    pub(super) draining: Vec<usize>,
 }
 
 pub(super) struct NodeView<'a> {
@@ -75,7 +80,6 @@ impl<'a> Survey<'a> {
         let models = desired.models.len();
         let mut survey = Self {
             desired,
-            observed,
             demand,
             now,
             nodes: Vec::with_capacity(observed.nodes.len()),
@@ -86,7 +90,15 @@ impl<'a> Survey<'a> {
             kept: vec![0; models],
             loading: vec![false; models],
             in_flight: vec![0; models],
+            needs_mb: desired.terms.iter().map(|terms| terms.device_mb).collect(),
+            misplaced: Vec::new(),
+            draining: Vec::new(),
         };
+        for (id, learned_mb) in &observed.learned_mb {
+            if let Some(model) = desired.model(id) {
+                survey.needs_mb[model] = survey.needs_mb[model].max(Some(*learned_mb));
+            }
+        }
         for node in &observed.nodes {
             survey.add_node(node);
         }
@@ -95,7 +107,7 @@ impl<'a> Survey<'a> {
 
     fn add_node(&mut self, node: &'a ObservedNode) {
         let at = self.nodes.len();
-        let host = self.desired.host(&node.id);
+        let host = self.desired.host(&node.id, at);
         if let Some(host) = host {
             self.node_of_host[host] = Some(at);
         }
@@ -103,7 +115,7 @@ impl<'a> Survey<'a> {
         self.add_devices(node, host);
         let devices = first_device..self.devices.len();
         for model in &node.models {
-            self.add_replica(at, node, model, devices.clone());
+            self.add_replica(at, node, host, model, devices.clone());
         }
         let replicas = first_replica..self.replicas.len();
         self.nodes.push(NodeView { observed: node, host, devices, replicas, generation: node.generation, touched: false, claimed: vec![] });
@@ -128,7 +140,14 @@ impl<'a> Survey<'a> {
         }
     }
 
-    fn add_replica(&mut self, node_at: usize, node: &ObservedNode, observed: &'a ObservedModel, devices: Range<usize>) {
+    fn add_replica(
+        &mut self,
+        node_at: usize,
+        node: &ObservedNode,
+        host: Option<usize>,
+        observed: &'a ObservedModel,
+        devices: Range<usize>,
+    ) {
         let model = self.desired.model(&observed.id);
         let size_mb = model.and_then(|model| self.need_mb(model)).unwrap_or(0).max(observed.device_mb) as i64;
         let state = observed.state;
@@ -137,6 +156,12 @@ impl<'a> Survey<'a> {
             device.free_mb -= size_mb;
             device.soon_mb -= if state.is_leaving() { 0 } else { size_mb };
             device.loading |= state == ModelState::Loading;
+        }
+        let at = self.replicas.len();
+        match state {
+            ModelState::Loaded if !model.is_some_and(|model| self.desired.allows(model, host)) => self.misplaced.push(at),
+            ModelState::Draining => self.draining.push(at),
+            _ => {}
         }
         self.replicas.push(ReplicaView { observed, node: node_at, model, size_mb, leaving: state.is_leaving(), taken_back: false });
         let Some(model) = model.filter(|_| state.is_live()) else { return };
@@ -153,10 +178,7 @@ impl<'a> Survey<'a> {
 
     /// MiB that one replica takes on each device; `None` when nobody knows yet.
     pub(super) fn need_mb(&self, model: usize) -> Option<u64> {
-        let wanted = &self.desired.models[model];
-        let declared = wanted.profile.footprint.map(|footprint| footprint.device_mb);
-        let learned = if self.observed.learned_mb.is_empty() { None } else { self.observed.learned_mb.get(&wanted.id).copied() };
-        declared.max(learned)
+        self.needs_mb[model]
     }
 
     /// Declared models that somebody waits for.
@@ -229,14 +251,14 @@ impl<'a> Survey<'a> {
 
     pub(super) fn is_past_idle_unload(&self, at: usize) -> bool {
         let Some(model) = self.replicas[at].model else { return false };
-        let limit_s = self.desired.models[model].profile.idle_unload_s;
-        limit_s.is_some_and(|limit| self.unused_ms(at) >= limit.saturating_mul(1000)) && !self.is_waited_for(model)
+        let limit_ms = self.desired.terms[model].idle_unload_ms;
+        limit_ms.is_some_and(|limit| self.unused_ms(at) >= limit) && !self.is_waited_for(model)
     }
 
     /// Not asked for in so long that its rank counts no more.
     pub(super) fn is_idle(&self, at: usize) -> bool {
         let Some(model) = self.replicas[at].model else { return true };
-        let own_ms = self.desired.models[model].profile.idle_unload_s.map_or(u64::MAX, |s| s.saturating_mul(1000));
+        let own_ms = self.desired.terms[model].idle_unload_ms.unwrap_or(u64::MAX);
         self.unused_ms(at) >= self.desired.policy().idle_ms.min(own_ms) && !self.is_waited_for(model)
     }
 

@@ -60,17 +60,34 @@ pub struct Outcome {
     pub waited_ms_max: u64,
     /// Steps from the last change until nothing was left to do.
     pub rest_steps: usize,
-    /// Real time of a decision while demand and faults came, the middle and the longest.
-    pub decision_middle: Duration,
-    /// See above.
-    pub decision_max: Duration,
+    /// Real time of a decision while demand and faults came.
+    pub decision: Spread,
+    /// The same on the caller's clock.
+    pub processor: Spread,
 }
 
-/// Runs to the end.
+/// The middle and the longest of many times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// Half of them are shorter.
+    pub middle: Duration,
+    /// None is longer.
+    pub max: Duration,
+}
+
+impl Spread {
+    fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        Self { middle: times.get(times.len() / 2).copied().unwrap_or_default(), max: times.last().copied().unwrap_or_default() }
+    }
+}
+
+/// Runs to the end. `processor` tells how long this thread has computed, on any clock of its own: on a busy machine a decision may take
+/// long for no fault of its own.
 ///
 /// # Errors
 /// The rule that was broken, with the step.
-pub fn simulate(simulation: &Simulation) -> Result<Outcome, String> {
+pub fn simulate(simulation: &Simulation, processor: fn() -> Duration) -> Result<Outcome, String> {
     let Scenario { placement, policy, observed, demanded } = Scenario::new(simulation.nodes)?;
     let desired = Desired::new(placement.clone(), policy);
     let index: BTreeMap<NodeId, usize> = observed.nodes.iter().enumerate().map(|(at, node)| (node.id.clone(), at)).collect();
@@ -83,7 +100,8 @@ pub fn simulate(simulation: &Simulation) -> Result<Outcome, String> {
         holders,
         random: Random::new(simulation.seed.wrapping_add(77)),
         demand: Demand::none(),
-        times: Vec::new(),
+        times: Times::default(),
+        processor,
         served: 0,
         waited_ms_max: 0,
     };
@@ -98,9 +116,17 @@ struct Run<'a> {
     holders: Vec<(ModelId, Vec<usize>)>,
     random: Random,
     demand: Demand,
-    times: Vec<Duration>,
+    times: Times,
+    processor: fn() -> Duration,
     served: usize,
     waited_ms_max: u64,
+}
+
+/// How long each decision took.
+#[derive(Default)]
+struct Times {
+    clock: Vec<Duration>,
+    processor: Vec<Duration>,
 }
 
 impl Run<'_> {
@@ -144,9 +170,10 @@ impl Run<'_> {
         if let Some((model, demand)) = self.demand.models.iter().find(|(_, demand)| now.ms_since(demand.since) > WAIT_MS_MAX) {
             return Err(format!("`{model}` is waited for since {} s", now.ms_since(demand.since) / 1000));
         }
-        let started = Instant::now();
+        let (started, computed) = (Instant::now(), (self.processor)());
         let actions = decide(&self.desired, &self.world.observed, &self.demand, now);
-        self.times.push(started.elapsed());
+        self.times.processor.push((self.processor)().saturating_sub(computed));
+        self.times.clock.push(started.elapsed());
         for action in &actions {
             self.world.carry_out(self.index[&action.node], action, now)?;
         }
@@ -165,8 +192,7 @@ impl Run<'_> {
         self.demand.models.retain(|_, demand| demand.waiting > 0);
     }
 
-    fn outcome(&self, mut times: Vec<Duration>, rest_steps: usize) -> Outcome {
-        times.sort_unstable();
+    fn outcome(&self, times: Times, rest_steps: usize) -> Outcome {
         Outcome {
             loads: self.world.loads,
             loads_failed: self.world.loads_failed,
@@ -176,8 +202,8 @@ impl Run<'_> {
             served: self.served,
             waited_ms_max: self.waited_ms_max,
             rest_steps,
-            decision_middle: times[times.len() / 2],
-            decision_max: times.last().copied().unwrap_or_default(),
+            decision: Spread::of(times.clock),
+            processor: Spread::of(times.processor),
         }
     }
 }
