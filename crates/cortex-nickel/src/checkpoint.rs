@@ -1,17 +1,21 @@
 //! The memory that a checkpoint will take, from its headers: nothing of the weights is read.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cortex_placement::{DeclaredModel, Footprint, FootprintOrigin};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::gguf::Head;
+use crate::safetensors::{self, Tensor};
 
-/// The longest header that is believed.
-const HEADER_BYTES_MAX: u64 = 100 << 20;
+/// The longest of the small files that is read: `config.json` and the index.
+const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// Beside weights and KV cache: activations, workspaces, the driver's share.
 const OVERHEAD_BYTES: u64 = 768 << 20;
@@ -34,15 +38,24 @@ struct Config {
     max_position_embeddings: Option<u64>,
 }
 
+/// Which file has each tensor.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 /// The footprint of `model`, where its checkpoint is at hand: a folder or a GGUF file, beside the file or in the hub's cache.
 ///
 /// # Errors
-/// What is wrong with a GGUF file that is at hand.
+/// What is wrong with a checkpoint that is at hand.
 pub(crate) fn footprint(id: &str, model: &DeclaredModel, beside: &Path, hub: Option<&Path>) -> Result<Option<Footprint>, String> {
     let (source, revision) = (model.source.as_deref().unwrap_or(id), model.revision.as_deref());
     let sizes = match source.ends_with(".gguf") {
         true => gguf_file(source, revision, beside, hub).map(|file| of_gguf(&file)).transpose()?,
-        false => folder(source, revision, beside, hub).and_then(|folder| of_folder(&folder, model)),
+        false => match folder(source, revision, beside, hub) {
+            Some(folder) => of_folder(&folder, model)?,
+            None => None,
+        },
     };
     let Some((weights, config)) = sizes else { return Ok(None) };
     let kv = config.map_or(0, |config| kv_bytes(&config, model));
@@ -51,10 +64,22 @@ pub(crate) fn footprint(id: &str, model: &DeclaredModel, beside: &Path, hub: Opt
     Ok(Some(Footprint { devices: devices as usize, device_mb, origin: FootprintOrigin::Checkpoint }))
 }
 
-fn of_folder(folder: &Path, model: &DeclaredModel) -> Option<(u64, Option<Config>)> {
-    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+/// `None` for a folder without weights.
+fn of_folder(folder: &Path, model: &DeclaredModel) -> Result<Option<(u64, Option<Config>)>, String> {
+    let config: Value = read_json(&folder.join("config.json"))?;
     let text = config.get("text_config").cloned().unwrap_or(config);
-    Some((weight_bytes(folder, model)?, serde_json::from_value(text).ok()))
+    Ok(weight_bytes(folder, model)?.map(|weights| (weights, serde_json::from_value(text).ok())))
+}
+
+fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T, String> {
+    let told = |why: &dyn Display| format!("{} {why}", file.display());
+    let unreadable = |error: std::io::Error| told(&format_args!("cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    File::open(file).and_then(|open| open.take(JSON_BYTES_MAX + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() as u64 > JSON_BYTES_MAX {
+        return Err(told(&format_args!("has more than {} MiB", JSON_BYTES_MAX >> 20)));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| told(&format_args!("is not what it should be: {error}")))
 }
 
 fn of_gguf(file: &Path) -> Result<(u64, Option<Config>), String> {
@@ -97,41 +122,39 @@ fn snapshot(id: &str, revision: Option<&str>, hub: &Path) -> PathBuf {
     repository.join("snapshots").join(commit.trim())
 }
 
-/// Every tensor of every file, as it will be held.
-fn weight_bytes(folder: &Path, model: &DeclaredModel) -> Option<u64> {
-    let files = std::fs::read_dir(folder).ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    let mut total = 0;
-    let mut any = false;
-    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "safetensors")) {
-        total += tensor_bytes(&file, model)?;
-        any = true;
+/// Every tensor of every file, as it will be held; `None` where there is no file.
+fn weight_bytes(folder: &Path, model: &DeclaredModel) -> Result<Option<u64>, String> {
+    let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", folder.display());
+    let mut files = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file.extension().is_some_and(|extension| extension == "safetensors") {
+            files.insert(file);
+        }
     }
-    any.then_some(total)
-}
-
-fn tensor_bytes(file: &Path, model: &DeclaredModel) -> Option<u64> {
-    let mut file = File::open(file).ok()?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = u64::from_le_bytes(length);
-    if length > HEADER_BYTES_MAX {
-        return None;
+    // What was downloaded in part would be taken for small.
+    let index = folder.join("model.safetensors.index.json");
+    if index.is_file() {
+        let named = read_json::<Index>(&index)?.weight_map.into_values().collect::<BTreeSet<String>>();
+        if let Some(absent) = named.iter().find(|name| !files.contains(&folder.join(name))) {
+            return Err(format!("{} names {absent}, which is not beside it", index.display()));
+        }
     }
-    let mut header = Vec::new();
-    file.take(length).read_to_end(&mut header).ok()?;
-    let header: serde_json::Map<String, Value> = serde_json::from_slice(&header).ok()?;
-    let tensors = header.iter().filter(|(name, _)| *name != "__metadata__");
-    Some(tensors.map(|(_, tensor)| held_bytes(tensor, model)).sum())
+    let mut total = 0u64;
+    for file in &files {
+        let bytes = safetensors::sum(file, |tensor| held_bytes(tensor, model));
+        total = total.saturating_add(bytes.map_err(|flaw| format!("{} {flaw}", file.display()))?);
+    }
+    Ok((!files.is_empty()).then_some(total))
 }
 
 /// Matrices are quantized or held in `dtype`; everything else stays as it is.
-fn held_bytes(tensor: &Value, model: &DeclaredModel) -> u64 {
-    let shape: Vec<u64> = tensor["shape"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
-    let elements: u64 = shape.iter().product();
-    let stored_bits = match tensor["dtype"].as_str() {
-        Some("F64" | "I64" | "U64") => 64,
-        Some("F32" | "I32" | "U32") => 32,
-        Some("BF16" | "F16" | "I16" | "U16") => 16,
+fn held_bytes(tensor: &Tensor, model: &DeclaredModel) -> u64 {
+    let elements = tensor.shape.iter().copied().fold(1, u64::saturating_mul);
+    let stored_bits = match tensor.dtype.as_str() {
+        "F64" | "I64" | "U64" => 64,
+        "F32" | "I32" | "U32" => 32,
+        "BF16" | "F16" | "I16" | "U16" => 16,
         _ => 8,
     };
     let quantized = model.quant.as_deref().and_then(|quant| match quant {
@@ -143,12 +166,12 @@ fn held_bytes(tensor: &Value, model: &DeclaredModel) -> u64 {
         _ => None,
     });
     let twice_bits = match (quantized, model.dtype.as_deref()) {
-        (Some(twice), _) if shape.len() == 2 => twice,
+        (Some(twice), _) if tensor.shape.len() == 2 => twice,
         (_, Some("f32")) => 64,
         (_, Some("bf16" | "f16")) => 32,
         _ => 2 * stored_bits,
     };
-    (elements * twice_bits).div_ceil(16)
+    elements.saturating_mul(twice_bits).div_ceil(16)
 }
 
 fn kv_bytes(config: &Config, model: &DeclaredModel) -> u64 {
@@ -231,7 +254,7 @@ mod tests {
 
     #[test]
     fn quantized_matrices_take_less() {
-        let tensor = serde_json::json!({ "dtype": "BF16", "shape": [1024, 1024] });
+        let tensor = Tensor { dtype: "BF16".to_owned(), shape: vec![1024, 1024] };
         let bytes = |quant| held_bytes(&tensor, &model(&serde_json::json!({ "quant": quant })));
         assert_eq!(["none", "q8_0", "q6k", "q5k", "q4k"].map(bytes), [2_097_152, 1_114_112, 917_504, 720_896, 589_824]);
     }

@@ -11,4 +11,5 @@ mod fields;
 mod gguf;
 mod nickel;
 mod plan;
+mod safetensors;
 mod source;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cortex_core::{DeviceInfo, DeviceKind};
-use cortex_core::{Discovery, FleetReport, GatewayReport, ModelReport, ModelStatus, NodeReport, NodeState};
+use cortex_core::{Discovery, FleetReport, GatewayReport, MemoryReport, ModelReport, ModelStatus, NodeReport, NodeState};
 use cortex_placement::Placement;
 
 use crate::program::{complaint, root, told};
@@ -45,6 +45,17 @@ fn a_lost_host_shows_who_depends_on_it() {
 #[test]
 fn a_model_is_explained_by_any_of_its_names() {
     insta::assert_snapshot!("explain", told(&root(), &["explain", "large"]));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fleet.json");
+    let measured = |mb: Option<u64>| {
+        let memory = MemoryReport { model: "qwen3-30b-a3b".into(), declared_mb: None, computed_mb: None, measured_mb: mb };
+        std::fs::write(&file, serde_json::to_string(&FleetReport { memory: vec![memory], ..report(&[]) }).unwrap()).unwrap();
+        let shown = told(&root(), &["explain", "large", "--fleet", file.to_str().unwrap()]);
+        shown.lines().find(|line| line.trim_start().starts_with("measured")).unwrap_or_default().trim().to_owned()
+    };
+    assert_eq!(measured(Some(20_480)), "measured   20.0 GiB on a device at most, 30.3 GiB counted");
+    assert_eq!(measured(Some(40_960)), "measured   40.0 GiB on a device at most, 30.3 GiB counted: vram_mb should be 81920 or more");
+    assert_eq!(measured(None), "measured   not yet: no node has had it in memory since the gateway started");
     let wrong = complaint(&root(), &["explain", "qwen3-vl-8"]);
     assert!(wrong.contains("did you mean `qwen3-vl-8b`?"), "{wrong}");
 }
@@ -118,7 +129,7 @@ fn report(nodes: &[(&str, usize, u64, Vec<ModelReport>)]) -> FleetReport {
         seen_s_ago: None,
     };
     let gateway = GatewayReport { version: String::new(), uptime_s: 0.0, requests_in_flight: 0 };
-    FleetReport { gateway, nodes: nodes.iter().map(node).collect() }
+    FleetReport { gateway, nodes: nodes.iter().map(node).collect(), memory: vec![] }
 }
 
 /// A thousand models on fifty hosts; fewer in a debug build, where they would take longer than the evaluation may. The time is
@@ -199,6 +210,40 @@ fn a_gguf_file_that_cannot_be_is_told_at_its_line() {
         (header(7), "ends within its header"),
     ] {
         std::fs::write(folder.path().join("m.gguf"), bytes).unwrap();
+        let wrong = complaint(folder.path(), &["check"]);
+        assert!(wrong.contains(why) && wrong.contains("models.ncl:3:") && wrong.contains("say vram_mb"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_broken_checkpoint_is_told_at_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = "{\n  hosts.a = { endpoint = \"http://a:1\", memory_mb = 9000 },\n  models.m = { source = \"m\" },\n}\n";
+    std::fs::write(folder.path().join("models.ncl"), models).unwrap();
+    std::fs::create_dir(folder.path().join("m")).unwrap();
+    let header = r#"{"w":{"dtype":"BF16","shape":[4,4],"data_offsets":[0,32]}}"#;
+    let whole = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 32]].concat();
+    let index = br#"{"weight_map":{"w":"model.safetensors","v":"model-2.safetensors"}}"#;
+    // In this order: what an earlier one broke the next one mends.
+    let cases: [(&str, &[u8], &str); 6] = [
+        ("model.safetensors", &whole, "m/config.json is not what it should be: EOF while parsing"),
+        ("config.json", b"{}", ""),
+        ("model.safetensors", &whole[..20], "m/model.safetensors ends within its header"),
+        (
+            "model.safetensors",
+            &[&whole[..8], b"<!DOCTYPE html>", &[b' '; 60]].concat(),
+            "m/model.safetensors has a header that is none of a safetensors file: expected value at line 1 column 1",
+        ),
+        ("model.safetensors", b"<!DOCTYPE html>", "m/model.safetensors does not begin as a safetensors file does"),
+        ("model.safetensors.index.json", index, "m/model.safetensors.index.json names model-2.safetensors, which is not beside it"),
+    ];
+    std::fs::write(folder.path().join("m/config.json"), b"").unwrap();
+    for (name, bytes, why) in cases {
+        std::fs::write(folder.path().join("m").join(name), bytes).unwrap();
+        if why.is_empty() {
+            assert!(told(folder.path(), &["check"]).starts_with("ok"));
+            continue;
+        }
         let wrong = complaint(folder.path(), &["check"]);
         assert!(wrong.contains(why) && wrong.contains("models.ncl:3:") && wrong.contains("say vram_mb"), "{wrong}");
     }

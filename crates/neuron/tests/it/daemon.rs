@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use cortex_core::{HarnessError, ModelSpec, UnloadRequest};
+use cortex_core::{HarnessError, ModelSpec, ModelStatus, UnloadRequest};
 use neuron::config::HubConfig;
 use neuron::pulse::Pulse;
 use neuron::{Daemon, NeuronConfig, RunningDaemon};
@@ -94,6 +94,12 @@ async fn preloads_come_in_order_and_a_failed_one_stops_nobody() {
     assert_eq!(ids, ["b", "a"]);
     assert_eq!(ended[0].1, Err(HarnessError::CannotLoad { model: "b".into(), reason: "no memory".into() }));
     assert!(ended[1].1.as_ref().is_ok_and(cortex_core::ModelReport::is_loaded));
+    assert_eq!(loads(&scene), ["b", "a"]);
+    // A gateway and its operator see which one failed, and why.
+    let told = scene.client.models().await.unwrap();
+    let status = |id: &str| told.iter().find(|model| model.id.as_str() == id).map(|model| &model.status);
+    assert!(matches!(status("b"), Some(ModelStatus::Failed { reason }) if reason.contains("no memory")), "{told:?}");
+    assert_eq!(status("a"), Some(&ModelStatus::Loaded));
     scene.daemon.shutdown().await;
 }
 
