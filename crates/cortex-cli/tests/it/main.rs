@@ -6,3 +6,4 @@ mod commands;
 mod documents;
 mod serve;
 mod support;
+mod tls;

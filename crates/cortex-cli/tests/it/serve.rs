@@ -81,7 +81,7 @@ async fn sighup_takes_over_a_good_configuration_and_keeps_the_old_one_over_a_bad
 }
 
 /// The address in the line that says where the gateway serves.
-fn served_at(line: &str) -> Option<String> {
+pub(crate) fn served_at(line: &str) -> Option<String> {
     let address = line.split(" addr=").nth(1)?.split(' ').next()?;
     Some(address.to_owned())
 }

@@ -14,3 +14,4 @@ mod placement;
 mod renewal;
 mod scripted;
 mod service;
+mod tls;
