@@ -1,10 +1,11 @@
-//! Random histories: the whole core of a gateway (routing, retries, lines, reconciler, translation) and mock nodes in one thread, on a
-//! clock that jumps. A seed tells the fleet, the requests, when clients leave, and what breaks when; the same seed tells the same again.
+//! Random histories: the whole core of a gateway, or of two, (routing, retries, lines, reconciler, translation) and mock nodes in one
+//! thread, on a clock that jumps. A seed tells the fleet, the requests, when clients leave, and what breaks when; the same seed tells the same again.
 //!
 //! What must hold, whatever the seed:
 //! - every request ends in exactly one way, within the time that its deadline allows, and a stream never looks finished when it is not;
 //! - what is open falls to nothing, in the gateway and on the nodes;
 //! - no node is told to load a model that has no room there, or that it is loading already;
+//! - where nobody asks for anything, models neither come nor go, also where two gateways each want their own;
 //! - once nothing is broken any more, every model can be had again.
 //!
 //! `CORTEX_SEED=N cargo test -p cortex-gateway histories -- --nocapture` tells one history; `CORTEX_HISTORIES=N` tells the first N.

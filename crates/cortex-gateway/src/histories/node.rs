@@ -29,12 +29,14 @@ use super::plan::{ModelPlan, Plan};
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) nodes: Vec<Arc<Node>>,
+    /// Whose lines these are.
+    pub(super) gateway: usize,
 }
 
 impl Line for Network {
     fn dial(&self, authority: &str) -> io::Result<DuplexStream> {
         let found = self.nodes.iter().find(|node| authority == format!("{}:1", node.name));
-        found.ok_or_else(|| io::Error::other("no such host"))?.connect()
+        found.ok_or_else(|| io::Error::other("no such host"))?.connect(self.gateway)
     }
 }
 
@@ -52,8 +54,8 @@ struct NodeState {
     /// The process; another one after each death.
     process: Process,
     wire: Wire,
-    /// Orders to load that are being carried out, in this process.
-    loading: BTreeMap<String, usize>,
+    /// Orders to load that are being carried out, in this process, by the gateway that gave them.
+    loading: BTreeMap<(usize, String), usize>,
     wrong: Vec<String>,
 }
 
@@ -76,9 +78,13 @@ pub(super) enum Wire {
     Stalls(usize),
 }
 
-/// Cuts the connection that a request came on.
+/// The connection that a request came on.
 #[derive(Clone, Debug)]
-struct Scissors(CancellationToken);
+struct Connection {
+    /// Cuts it.
+    scissors: CancellationToken,
+    gateway: usize,
+}
 
 impl Node {
     pub(super) fn new(name: &'static str, plan: &Plan) -> Arc<Self> {
@@ -135,7 +141,7 @@ impl Node {
         }
     }
 
-    fn connect(&self) -> io::Result<DuplexStream> {
+    fn connect(&self, gateway: usize) -> io::Result<DuplexStream> {
         const BUFFER: usize = 16 << 10;
         let (process, wire) = {
             let state = self.state.lock().unwrap();
@@ -151,9 +157,9 @@ impl Node {
                 let _open = theirs;
                 std::future::pending::<()>().await;
             } else {
-                let scissors = Scissors(cut);
+                let connection = Connection { scissors: cut, gateway };
                 let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-                    request.extensions_mut().insert(scissors.clone());
+                    request.extensions_mut().insert(connection.clone());
                     process.router.clone().oneshot(request)
                 });
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(theirs), service).await;
@@ -162,9 +168,9 @@ impl Node {
         Ok(ours)
     }
 
-    fn begins_load(&self, model: &str) {
+    fn begins_load(&self, gateway: usize, model: &str) {
         let mut state = self.state.lock().unwrap();
-        let orders = state.loading.entry(model.to_owned()).or_default();
+        let orders = state.loading.entry((gateway, model.to_owned())).or_default();
         *orders += 1;
         if *orders > 1 {
             let wrong = format!("{} was told to load {model} while it loads it", self.name);
@@ -172,9 +178,9 @@ impl Node {
         }
     }
 
-    fn ends_load(&self, model: &str, life: &CancellationToken) {
+    fn ends_load(&self, order: &(usize, String), life: &CancellationToken) {
         let mut state = self.state.lock().unwrap();
-        if let Some(orders) = state.loading.get_mut(model).filter(|_| !life.is_cancelled()) {
+        if let Some(orders) = state.loading.get_mut(order).filter(|_| !life.is_cancelled()) {
             *orders -= 1;
         }
     }
@@ -195,9 +201,9 @@ impl Process {
 async fn between(State((node, life)): State<(std::sync::Weak<Node>, CancellationToken)>, request: Request, next: Next) -> Response {
     let node = node.upgrade().expect("the history holds its nodes");
     let wire = node.state.lock().unwrap().wire;
-    let scissors = request.extensions().get::<Scissors>().expect("each connection has them").0.clone();
+    let Connection { scissors, gateway } = request.extensions().get::<Connection>().expect("each has one").clone();
     if request.uri().path() == "/models/load" {
-        return load(&node, &life, request, next).await;
+        return load(&node, &life, gateway, request, next).await;
     }
     if !request.uri().path().starts_with("/v1/") {
         return next.run(request).await;
@@ -215,8 +221,8 @@ async fn between(State((node, life)): State<(std::sync::Weak<Node>, Cancellation
 }
 
 /// An order is under way until it is answered or whoever gave it hangs up.
-async fn load(node: &Arc<Node>, life: &CancellationToken, request: Request, next: Next) -> Response {
-    struct Order<'a>(&'a Node, &'a CancellationToken, String);
+async fn load(node: &Arc<Node>, life: &CancellationToken, gateway: usize, request: Request, next: Next) -> Response {
+    struct Order<'a>(&'a Node, &'a CancellationToken, (usize, String));
     impl Drop for Order<'_> {
         fn drop(&mut self) {
             self.0.ends_load(&self.2, self.1);
@@ -226,8 +232,8 @@ async fn load(node: &Arc<Node>, life: &CancellationToken, request: Request, next
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let spec: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
     let model = spec["model_id"].as_str().unwrap_or_default().to_owned();
-    node.begins_load(&model);
-    let _order = Order(node, life, model.clone());
+    node.begins_load(gateway, &model);
+    let _order = Order(node, life, (gateway, model.clone()));
     let answer = next.run(Request::from_parts(head, Body::from(body))).await;
     let (head, body) = answer.into_parts();
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();

@@ -13,6 +13,8 @@ pub(super) const EVENTFUL: Duration = Duration::from_secs(20);
 pub(super) const TOTAL_MAX: Duration = Duration::from_secs(60);
 
 pub(super) struct Plan {
+    /// Gateways before the same nodes, which know nothing of each other.
+    pub(super) gateways: usize,
     pub(super) nodes: Vec<&'static str>,
     pub(super) models: Vec<ModelPlan>,
     pub(super) memory_mb: u64,
@@ -37,6 +39,8 @@ pub(super) struct ModelPlan {
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub(super) at: Duration,
+    /// Whom it is sent to.
+    pub(super) gateway: usize,
     pub(super) model: &'static str,
     pub(super) path: &'static str,
     pub(super) stream: bool,
@@ -80,6 +84,7 @@ pub(super) enum Break {
 
 impl Plan {
     pub(super) fn of(chance: &mut Chance) -> Self {
+        let gateways = if chance.percent(40) { 2 } else { 1 };
         let all = ["a", "b", "c"];
         let nodes = all[..chance.between(1, 4) as usize].to_vec();
         let memory_mb = 1024 * chance.between(2, 6);
@@ -92,10 +97,10 @@ impl Plan {
         if come.iter().any(|model| model.vram_mb > room_mb) || room_mb == 0 {
             models.iter_mut().filter(|model| model.terms == RESIDENT).for_each(|model| model.terms = "");
         }
-        let asks = (0..chance.between(3, 25)).map(|_| Ask::of(&names[..count], chance)).collect();
+        let asks = (0..chance.between(3, 25)).map(|_| Ask::of(gateways, &names[..count], chance)).collect();
         let mut breaks: Vec<_> = (0..chance.between(0, 9)).map(|_| (chance.millis(0, 20_000), Break::of(nodes.len(), chance))).collect();
         breaks.sort_by_key(|(at, _)| *at);
-        Self { nodes, models, memory_mb, places: chance.between(1, 9) as usize, asks, breaks }
+        Self { gateways, nodes, models, memory_mb, places: chance.between(1, 9) as usize, asks, breaks }
     }
 
     /// The gateway's configuration, without the nodes of these places.
@@ -136,9 +141,10 @@ impl ModelPlan {
 }
 
 impl Ask {
-    fn of(models: &[&'static str], chance: &mut Chance) -> Self {
+    fn of(gateways: usize, models: &[&'static str], chance: &mut Chance) -> Self {
         Self {
             at: chance.millis(0, EVENTFUL.as_millis() as u64),
+            gateway: chance.between(0, gateways as u64) as usize,
             model: *chance.pick(models),
             path: *chance.pick(&["/v1/chat/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"]),
             stream: chance.percent(75),

@@ -38,9 +38,28 @@ const GRACE: Duration = Duration::from_secs(2);
 /// After the last fault: ejected nodes are probed up to 32 times before they are trusted, failed loads are spared for a while.
 const RECOVERY: Duration = Duration::from_secs(90);
 
+/// After that: what is not used any more has left, and what stays has come back.
+const REST: Duration = Duration::from_secs(30);
+
 pub(super) fn tell(seed: u64) -> History {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(Scene::begin(seed).run())
+}
+
+/// One of those before the nodes.
+struct Gateway {
+    app: Arc<App>,
+    router: Arc<Router>,
+    tasks: Tasks,
+}
+
+impl Gateway {
+    fn new(number: usize, plan: &Plan, nodes: &[Arc<Node>]) -> Self {
+        let dialer = Dialer::in_memory(Arc::new(Network { nodes: nodes.to_vec(), gateway: number }));
+        let setup = Setup::from(plan.config(&vec![false; nodes.len()]));
+        let app = Arc::new(App::over(setup, dialer).expect("metrics register"));
+        Self { router: Arc::new(router::api(Arc::clone(&app))), app, tasks: Tasks::default() }
+    }
 }
 
 struct Scene {
@@ -49,9 +68,7 @@ struct Scene {
     nodes: Vec<Arc<Node>>,
     /// Left out of the configuration.
     without: Vec<bool>,
-    app: Arc<App>,
-    gateway: Arc<Router>,
-    tasks: Tasks,
+    gateways: Vec<Gateway>,
     began: Instant,
     told: Vec<String>,
     ends: BTreeMap<String, u64>,
@@ -63,22 +80,22 @@ impl Scene {
         let plan = Plan::of(&mut Chance::new(seed));
         let nodes: Vec<Arc<Node>> = plan.nodes.iter().map(|name| Node::new(name, &plan)).collect();
         let without = vec![false; nodes.len()];
-        let dialer = Dialer::in_memory(Arc::new(Network { nodes: nodes.clone() }));
-        let app = Arc::new(App::over(Setup::from(plan.config(&without)), dialer).expect("metrics register"));
-        let gateway = Arc::new(router::api(Arc::clone(&app)));
-        let (tasks, began) = (Tasks::default(), Instant::now());
-        let fleet = format!("{} nodes of {} MiB and {} places", nodes.len(), plan.memory_mb, plan.places);
+        let gateways: Vec<Gateway> = (0..plan.gateways).map(|number| Gateway::new(number, &plan, &nodes)).collect();
+        let began = Instant::now();
+        let fleet = format!("{} gateways, {} nodes of {} MiB and {} places", plan.gateways, nodes.len(), plan.memory_mb, plan.places);
         let told = [fleet].into_iter().chain(plan.models.iter().map(|model| format!("{model:?}"))).collect();
         let (ends, wrong) = (BTreeMap::new(), Vec::new());
-        Self { seed, plan, nodes, without, app, gateway, tasks, began, told, ends, wrong }
+        Self { seed, plan, nodes, without, gateways, began, told, ends, wrong }
     }
 
     async fn run(mut self) -> History {
-        set_out(&self.app, &self.tasks).await;
+        for gateway in &self.gateways {
+            set_out(&gateway.app, &gateway.tasks).await;
+        }
         self.began = Instant::now();
         let mut asked = JoinSet::new();
         for (number, ask) in self.plan.asks.clone().into_iter().enumerate() {
-            let (gateway, began) = (Arc::clone(&self.gateway), self.began);
+            let (gateway, began) = (Arc::clone(&self.gateways[ask.gateway].router), self.began);
             asked.spawn(async move {
                 sleep_until(began + ask.at).await;
                 let end = timeout(TOTAL_MAX + GRACE, client::ask(gateway, ask.clone())).await;
@@ -100,9 +117,10 @@ impl Scene {
         self.heal();
         tokio::time::sleep(RECOVERY).await;
         self.nothing_is_open();
+        self.all_is_at_rest().await;
         self.all_can_be_had().await;
         self.settles_once();
-        self.tasks.kill.cancel();
+        self.gateways.iter().for_each(|gateway| gateway.tasks.kill.cancel());
         self.wrong.extend(self.nodes.iter().flat_map(|node| node.wrong()));
         let Self { seed, told, ends, wrong, .. } = self;
         History { seed, told, ends, wrong }
@@ -129,11 +147,14 @@ impl Scene {
             Break::Drains(node) => nodes[node].mock().set_ready(false),
             Break::Heals(node) => self.heals(node),
             Break::Reconfigured(node) => self.reconfigures(node),
-            Break::Held(node, held) => {
-                let hold = held.then_some(Hold::Operator);
-                self.app.fleet.update(|fleet| fleet.held(&NodeId::from(self.plan.nodes[node]), hold));
-            }
+            Break::Held(node, held) => self.holds(node, held.then_some(Hold::Operator)),
         }
+    }
+
+    /// As operators do: at each gateway.
+    fn holds(&self, node: usize, hold: Option<Hold>) {
+        let node = NodeId::from(self.plan.nodes[node]);
+        self.gateways.iter().for_each(|gateway| gateway.app.fleet.update(|fleet| fleet.held(&node, hold)));
     }
 
     fn heals(&self, node: usize) {
@@ -146,8 +167,10 @@ impl Scene {
 
     fn reconfigures(&mut self, node: usize) {
         self.without[node] = !self.without[node];
-        let setup = Setup::from(self.plan.config(&self.without));
-        let _ = reload::reload(&self.app, setup, &self.tasks.tracker, &self.tasks.kill);
+        for Gateway { app, tasks, .. } in &self.gateways {
+            let setup = Setup::from(self.plan.config(&self.without));
+            let _ = reload::reload(app, setup, &tasks.tracker, &tasks.kill);
+        }
     }
 
     fn heal(&mut self) {
@@ -156,7 +179,7 @@ impl Scene {
             if self.without[node] {
                 self.reconfigures(node);
             }
-            self.app.fleet.update(|fleet| fleet.held(&NodeId::from(self.plan.nodes[node]), None));
+            self.holds(node, None);
         }
     }
 
@@ -168,17 +191,24 @@ impl Scene {
     }
 
     fn nothing_is_open(&mut self) {
-        let fleet = self.app.fleet.load_full();
-        for node in fleet.nodes() {
-            let open = node.load.outstanding()
-                + node.models.keys().filter_map(|model| node.model_load(model)).map(|load| load.outstanding()).sum::<usize>();
-            if open > 0 || node.load.tokens() > 0 {
-                self.wrong.push(format!("{} requests and {} tokens are still counted as open on {}", open, node.load.tokens(), node.id));
+        for Gateway { app, .. } in &self.gateways {
+            let fleet = app.fleet.load_full();
+            for node in fleet.nodes() {
+                let open = node.load.outstanding()
+                    + node.models.keys().filter_map(|model| node.model_load(model)).map(|load| load.outstanding()).sum::<usize>();
+                if open > 0 || node.load.tokens() > 0 {
+                    self.wrong.push(format!(
+                        "{} requests and {} tokens are still counted as open on {}",
+                        open,
+                        node.load.tokens(),
+                        node.id
+                    ));
+                }
             }
-        }
-        for (model, waiting) in self.app.lifecycle.waiters().into_iter().chain(self.app.queues.lengths()) {
-            if waiting > 0 {
-                self.wrong.push(format!("{waiting} still wait for {model}"));
+            for (model, waiting) in app.lifecycle.waiters().into_iter().chain(app.queues.lengths()) {
+                if waiting > 0 {
+                    self.wrong.push(format!("{waiting} still wait for {model}"));
+                }
             }
         }
         for node in &self.nodes {
@@ -189,26 +219,42 @@ impl Scene {
         }
     }
 
-    /// Nothing is broken any more, so every model answers, one after the other.
+    /// Where nobody asks for anything, nothing comes and goes: what one gateway wants, no other undoes.
+    async fn all_is_at_rest(&mut self) {
+        let moves = |nodes: &[Arc<Node>]| -> Vec<usize> {
+            nodes.iter().map(|node| node.mock().counts()).map(|counts| counts.loads_started + counts.unloads).collect()
+        };
+        let before = moves(&self.nodes);
+        tokio::time::sleep(REST).await;
+        let after = moves(&self.nodes);
+        if before != after {
+            self.wrong.push(format!("nobody asks for anything, and models come and go: {before:?} loads and unloads, then {after:?}"));
+        }
+    }
+
+    /// Nothing is broken any more, so every model answers, one after the other, at each gateway.
     async fn all_can_be_had(&mut self) {
         let models: Vec<&'static str> = self.plan.models.iter().map(|model| model.id).collect();
-        for model in models {
-            let ask = Ask { at: EVENTFUL, model, path: "/v1/chat/completions", stream: true, tokens: 3, leaves: None };
-            let end = client::ask(Arc::clone(&self.gateway), ask).await;
+        for (model, gateway) in models.into_iter().flat_map(|model| (0..self.plan.gateways).map(move |gateway| (model, gateway))) {
+            let ask = Ask { at: EVENTFUL, gateway, model, path: "/v1/chat/completions", stream: true, tokens: 3, leaves: None };
+            let end = client::ask(Arc::clone(&self.gateways[gateway].router), ask.clone()).await;
             self.told.push(format!("{:>9.3?} at last {model}: {end}", self.began.elapsed()));
             if end != "ok" {
-                self.wrong.push(format!("all is well again, and {model} cannot be had: {end}"));
+                self.wrong.push(format!("all is well again, and {model} cannot be had of gateway {gateway}: {end}"));
             }
-            self.plan.asks.push(Ask { at: EVENTFUL, model, path: "", stream: true, tokens: 3, leaves: None });
+            self.plan.asks.push(ask);
         }
     }
 
     /// The observer of each request has told its end, and told it once.
     fn settles_once(&mut self) {
-        let text = self.app.metrics.render(&self.app.fleet.load(), &[], &[]).expect("metrics render");
         let counted =
             |line: &str| line.strip_prefix("cortex_requests_total{").and_then(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok());
-        let settled: u64 = text.lines().filter_map(counted).sum();
+        let settled = |Gateway { app, .. }: &Gateway| -> u64 {
+            let text = app.metrics.render(&app.fleet.load(), &[], &[]).expect("metrics render");
+            text.lines().filter_map(counted).sum()
+        };
+        let settled: u64 = self.gateways.iter().map(settled).sum();
         if settled != self.plan.asks.len() as u64 {
             self.wrong.push(format!("{} requests were sent, and {settled} settled", self.plan.asks.len()));
         }
