@@ -3,6 +3,7 @@
 mod keys;
 mod overrides;
 mod parse;
+mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,6 +19,7 @@ use crate::placement::Placement;
 
 pub use keys::{KeyEntry, KeyHash};
 pub use parse::{ConfigError, Place};
+pub use telemetry::{OtlpEndpoint, TelemetrySection};
 
 /// Everything the gateway is told before it starts.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,8 @@ pub struct GatewayConfig {
     pub timeouts: Timeouts,
     /// `[eviction]`
     pub eviction: EvictionSection,
+    /// `[telemetry]`
+    pub telemetry: TelemetrySection,
     /// `[[neurons]]`
     pub neurons: Vec<NeuronEntry>,
     /// `[[models]]` and `[aliases]`
@@ -391,6 +395,7 @@ impl GatewayConfig {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             eviction: EvictionSection::default(),
+            telemetry: TelemetrySection::default(),
             neurons,
             placement,
             terms: BTreeMap::new(),

@@ -67,6 +67,8 @@ pub mod gateway {
             "Seconds that successful loads took.";
         MODEL_UNLOADS_TOTAL = "cortex_model_unloads_total", ["model", "node", "outcome"],
             "Unloads that this gateway ordered, by outcome: ok, failed.";
+        SPANS_TOTAL = "cortex_spans_total", ["outcome"],
+            "Spans of settled requests, by outcome: exported, failed, dropped.";
         LOG_LINES_DROPPED_TOTAL = "cortex_log_lines_dropped_total", [],
             "Log lines left out because their reader took no more.";
         NODE_CYCLES = "cortex_node_cycles", ["node"],

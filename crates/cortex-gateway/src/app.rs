@@ -26,6 +26,7 @@ use crate::reconciler::{Clock, Counted, Reconciler};
 use crate::retry_budget::RetryBudget;
 use crate::routing::RouteError;
 use crate::setup::Setup;
+use crate::telemetry::Telemetry;
 
 /// The gateway's parts, wired.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct App {
     /// Where the nodes' names lead.
     pub(crate) names: Arc<Names>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Where spans go; absent: nowhere.
+    pub(crate) telemetry: Option<Telemetry>,
     pub(crate) queues: Arc<Queues>,
     pub(crate) keys: ArcSwap<Keys>,
     pub(crate) retry_budget: RetryBudget,
@@ -79,6 +82,7 @@ impl App {
         Ok(Self {
             proxy: Proxy::new(&config.timeouts, &config.gateway.node_token, dialer),
             trust: Arc::default(),
+            telemetry: None,
             names: Arc::new(Names::new(Arc::new(SystemResolver), config.timeouts.connect_ms_max.duration())),
             lifecycle: Arc::new(lifecycle),
             keys: ArcSwap::from_pointee(Keys::new(&config.keys)),

@@ -40,6 +40,7 @@ pub(crate) async fn dispatch_translated(
 ) -> Response {
     let request_id = RequestId::of(&request);
     let mut observer = Observer::new(Arc::clone(&app.metrics), endpoint.path(), request_id.clone());
+    observer.traced(app.telemetry.as_ref().map(|telemetry| telemetry.open(request.headers())));
     if let Some(asker) = Asker::of(&request) {
         match asker.open() {
             Ok(open) => observer.asker(open),
@@ -51,13 +52,14 @@ pub(crate) async fn dispatch_translated(
             }
         }
     }
-    let call = match Call::read(&app, endpoint, request, &request_id, translate).await {
+    let mut call = match Call::read(&app, endpoint, request, &request_id, translate).await {
         Ok(call) => call,
         Err(error) => {
             observer.refuses(error.status);
             return Refusal(error).into_response();
         }
     };
+    observer.pass_trace_on(&mut call.headers);
     if call.stream {
         let interval = app.config.timeouts.keep_alive_ms.duration();
         return keep_alive::while_waiting(interval, answer(app, call, observer)).await;

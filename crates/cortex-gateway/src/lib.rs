@@ -31,6 +31,7 @@ mod router;
 mod routing;
 mod scan;
 mod setup;
+mod telemetry;
 mod tracker;
 mod translate;
 mod translated;
@@ -51,9 +52,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 use crate::lifecycle::Tasks;
+use crate::telemetry::Telemetry;
 
 pub use crate::reload::Reloaded;
 pub use crate::setup::{Setup, SetupError};
+pub use crate::telemetry::TelemetryError;
 
 /// Connections of scrapers.
 const METRICS_CONNECTIONS_MAX: usize = 64;
@@ -77,6 +80,9 @@ pub enum StartError {
     /// The metrics contradict each other.
     #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// Spans cannot be sent where they should go.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
 }
 
 /// The sockets of a gateway, bound by the caller or by [`Listeners::bind`].
@@ -146,7 +152,14 @@ impl Gateway {
         let tasks = Tasks::default();
         let Tasks { tracker: background, kill } = tasks.clone();
         let (trust, identity) = (setup.trust()?, setup.identity()?.map(Arc::new));
-        let app = Arc::new(App::new(setup, trust, resolver)?);
+        let collector_trust = Telemetry::trust(&setup.config.telemetry)?;
+        let mut app = App::new(setup, trust, resolver)?;
+        let telemetry = Telemetry::new(&app.config.telemetry, collector_trust, &app.metrics)?;
+        if let Some((telemetry, exporter)) = telemetry {
+            app.telemetry = Some(telemetry);
+            background.spawn(exporter.run(kill.clone()));
+        }
+        let app = Arc::new(app);
         background.spawn(kill.clone().run_until_cancelled_owned(Arc::clone(&app).follow_names()));
         set_out(&app, &tasks).await;
         let resolve_every = app.config.timeouts.resolve_ms.duration();

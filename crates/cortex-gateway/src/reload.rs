@@ -63,6 +63,7 @@ fn after_restart(started: &GatewayConfig, config: &GatewayConfig) -> Vec<&'stati
         ("gateway", section(started) != section(config)),
         ("limits", started.limits != config.limits),
         ("timeouts", started.timeouts != config.timeouts),
+        ("telemetry", started.telemetry != config.telemetry),
     ];
     changed.into_iter().filter(|(_, changed)| *changed).map(|(name, _)| name).collect()
 }

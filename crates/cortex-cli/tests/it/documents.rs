@@ -10,7 +10,7 @@ use crate::support::{command, run};
 fn configurations_in_the_documents_are_understood() {
     let text = read("docs/running.md");
     let (nodes, gateways): (Vec<&str>, Vec<&str>) = blocks(&text, "toml").into_iter().partition(|block| block.contains("preload ="));
-    assert_eq!((gateways.len(), nodes.len()), (4, 1));
+    assert_eq!((gateways.len(), nodes.len()), (5, 1));
     for block in gateways {
         GatewayConfig::parse(block).unwrap_or_else(|error| panic!("{error}\n{block}"));
     }

@@ -8,8 +8,8 @@ use super::{ConfigError, Endpoint, GatewayConfig, NeuronEntry, Place};
 use crate::node::NodeId;
 
 impl GatewayConfig {
-    /// Applies `CORTEX_GATEWAY_*`, `CORTEX_LIMITS_*`, `CORTEX_TIMEOUTS_*`, `CORTEX_EVICTION_*` (any key of that section, in capitals) and
-    /// `CORTEX_NEURONS` (`name=http://host:port`, several with commas, instead of the file's list). Other variables are not ours.
+    /// Applies `CORTEX_GATEWAY_*`, `CORTEX_LIMITS_*`, `CORTEX_TIMEOUTS_*`, `CORTEX_EVICTION_*`, `CORTEX_TELEMETRY_*` (any key of
+    /// that section, in capitals) and `CORTEX_NEURONS` (`name=http://host:port`, several with commas, instead of the file's list). Other variables are not ours.
     ///
     /// # Errors
     /// An unknown key of those sections, or a value that does not fit; the error names the variable.
@@ -31,6 +31,7 @@ impl GatewayConfig {
             Some(("LIMITS", key)) => set(&mut self.limits, key, value),
             Some(("TIMEOUTS", key)) => set(&mut self.timeouts, key, value),
             Some(("EVICTION", key)) => set(&mut self.eviction, key, value),
+            Some(("TELEMETRY", key)) => set(&mut self.telemetry, key, value),
             _ => Ok(()),
         }
     }

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Endpoint, EvictionSection, GatewayConfig, GatewaySection, KeyEntry, Limits, ModelTerms, NeuronEntry, Residency, Timeouts};
+use super::{
+    Endpoint, EvictionSection, GatewayConfig, GatewaySection, KeyEntry, Limits, ModelTerms, NeuronEntry, Residency, TelemetrySection,
+    Timeouts,
+};
 use crate::model::{ModelId, ModelSpec};
 use crate::node::NodeId;
 use crate::placement::{PlacedModel, Placement};
@@ -61,8 +64,8 @@ impl GatewayConfig {
         let terms = terms(text, &file.models)?;
         let placement = placement(text, file.models, &file.aliases, &neurons)?;
         let keys = keys(text, file.keys, &[])?;
-        let File { gateway, limits, timeouts, eviction, .. } = file;
-        Ok(Self { gateway, limits, timeouts, eviction, neurons, placement, terms, keys })
+        let File { gateway, limits, timeouts, eviction, telemetry, .. } = file;
+        Ok(Self { gateway, limits, timeouts, eviction, telemetry, neurons, placement, terms, keys })
     }
 
     /// Adds the `[[keys]]` of another file, one that fewer may read.
@@ -98,6 +101,8 @@ struct File {
     timeouts: Timeouts,
     #[serde(default)]
     eviction: EvictionSection,
+    #[serde(default)]
+    telemetry: TelemetrySection,
     #[serde(default)]
     neurons: Vec<NeuronTable>,
     #[serde(default)]

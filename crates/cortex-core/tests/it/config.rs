@@ -82,6 +82,7 @@ fn every_mistake_names_its_line_its_key_and_what_is_wrong() {
         (format!("{key}{key}"), 4, "[[keys]]", "has the name or the hash of the key `a`"),
         (format!("{key}tokens_per_minute_mux = 1"), 4, "tokens_per_minute_mux", "unknown field"),
         ("[eviction]\nstrategy = \"fifo\"".into(), 2, "strategy", "unknown variant `fifo`"),
+        ("[telemetry]\notlp_endpoint = \"collector\"".into(), 2, "otlp_endpoint", "http://host:port"),
         ("[aliases]\na = \"b\"\nb = \"m\"".into(), 2, "a", "itself an alias"),
     ];
     for (text, line, key, says) in cases {
@@ -102,6 +103,7 @@ fn variables_override_the_file_and_are_checked_like_it() {
             ("CORTEX_TIMEOUTS_IDLE_MS_MAX", "7"),
             ("CORTEX_GATEWAY_KEEP_BILLING_HEADER", "true"),
             ("CORTEX_NEURONS", "a=http://a:1, b=http://b:1"),
+            ("CORTEX_TELEMETRY_OTLP_ENDPOINT", "http://collector:4318"),
             ("CORTEX_URL", "not a setting of the gateway"),
             ("PATH", "/bin"),
         ]))
@@ -109,6 +111,7 @@ fn variables_override_the_file_and_are_checked_like_it() {
     assert_eq!(changed.gateway.listen, "[::]:9".parse().unwrap());
     assert_eq!(changed.timeouts.idle_ms_max.duration().as_millis(), 7);
     assert!(changed.gateway.keep_billing_header);
+    assert!(changed.telemetry.otlp_endpoint.is_some());
     assert_eq!(changed.neurons.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(changed.limits, config.limits);
 

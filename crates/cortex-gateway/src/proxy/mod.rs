@@ -32,7 +32,7 @@ use crate::routing::Target;
 pub(crate) use body::{ObservedBody, Silence};
 pub(crate) use failure::AttemptError;
 pub(crate) use headers::{client_headers, is_event_stream};
-pub(crate) use observer::{Observer, Outcome};
+pub(crate) use observer::{Observer, Outcome, Settled};
 
 /// Longest error answer that is read to judge it.
 const ERROR_BYTES_MAX: usize = 64 << 10;

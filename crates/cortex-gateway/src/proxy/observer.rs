@@ -2,13 +2,15 @@
 //! when the observer is dropped, so that no way out of the code is missed, a client that leaves included.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cortex_core::{ModelId, NodeId, Usage};
+use http::HeaderMap;
 
 use crate::clock;
 use crate::keys::OpenRequest;
 use crate::metrics::Metrics;
+use crate::telemetry::Trace;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ impl Outcome {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Refused => "refused",
@@ -60,6 +62,8 @@ pub(crate) struct Observer {
     usage: Option<Usage>,
     /// Whose request it is; counted as open until the observer is dropped.
     asker: Option<OpenRequest>,
+    /// Its span; absent where nobody collects any.
+    trace: Option<Box<Trace>>,
     retries: u32,
     /// It waited for a load.
     cold: bool,
@@ -80,6 +84,7 @@ impl Observer {
             first_byte: None,
             usage: None,
             asker: None,
+            trace: None,
             retries: 0,
             cold: false,
             status: 0,
@@ -90,6 +95,15 @@ impl Observer {
 
     pub(crate) fn asker(&mut self, asker: OpenRequest) {
         self.asker = Some(asker);
+    }
+
+    pub(crate) fn traced(&mut self, trace: Option<Box<Trace>>) {
+        self.trace = trace;
+    }
+
+    /// Has the node know whose work it does.
+    pub(crate) fn pass_trace_on(&self, headers: &mut HeaderMap) {
+        self.trace.iter().for_each(|trace| trace.pass_on(headers));
     }
 
     pub(crate) fn model(&mut self, model: &ModelId) {
@@ -170,23 +184,22 @@ impl Observer {
         if let Some(first_byte) = self.first_byte {
             self.metrics.ttft.with_label_values(&[model, node]).observe((first_byte - self.arrived).as_secs_f64());
         }
-        tracing::info!(
-            request_id = %self.request_id,
-            key = asker.map(|asker| &*asker.name),
-            endpoint = self.endpoint,
+        let settled = Settled {
+            request_id: &self.request_id,
+            key: asker.map(|asker| &*asker.name),
+            endpoint: self.endpoint,
             model,
             node,
-            status = self.status,
-            outcome = self.outcome.as_str(),
-            ttft_ms = self.first_byte.map(|first| (first - self.arrived).as_secs_f64() * 1e3),
-            total_ms = (now - self.arrived).as_secs_f64() * 1e3,
-            retries = self.retries,
-            cold_start = self.cold,
-            cached_tokens = self.usage.map(|usage| usage.cached_tokens),
-            prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
-            completion_tokens = self.usage.map(|usage| usage.completion_tokens),
-            "request"
-        );
+            status: self.status,
+            outcome: self.outcome,
+            ttft: self.first_byte.map(|first| first - self.arrived),
+            total: now - self.arrived,
+            retries: self.retries,
+            cold_start: self.cold,
+            usage: self.usage,
+        };
+        settled.log();
+        self.trace.iter().for_each(|trace| trace.close(&settled));
     }
 
     fn count_tokens(&self, usage: &Usage, now: Instant) {
@@ -202,6 +215,47 @@ impl Observer {
         if let Some(seconds) = streaming.filter(|seconds| *seconds > 0.0) {
             self.metrics.tokens_per_second.with_label_values(&[model, node]).observe(f64::from(usage.completion_tokens) / seconds);
         }
+    }
+}
+
+/// How a request went: what the access log says, and its span.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settled<'a> {
+    pub(crate) request_id: &'a str,
+    pub(crate) key: Option<&'a str>,
+    pub(crate) endpoint: &'static str,
+    /// Empty: none that is known.
+    pub(crate) model: &'a str,
+    /// Empty: it came to none.
+    pub(crate) node: &'a str,
+    pub(crate) status: u16,
+    pub(crate) outcome: Outcome,
+    pub(crate) ttft: Option<Duration>,
+    pub(crate) total: Duration,
+    pub(crate) retries: u32,
+    pub(crate) cold_start: bool,
+    pub(crate) usage: Option<Usage>,
+}
+
+impl Settled<'_> {
+    fn log(&self) {
+        tracing::info!(
+            request_id = %self.request_id,
+            key = self.key,
+            endpoint = self.endpoint,
+            model = self.model,
+            node = self.node,
+            status = self.status,
+            outcome = self.outcome.as_str(),
+            ttft_ms = self.ttft.map(|ttft| ttft.as_secs_f64() * 1e3),
+            total_ms = self.total.as_secs_f64() * 1e3,
+            retries = self.retries,
+            cold_start = self.cold_start,
+            cached_tokens = self.usage.map(|usage| usage.cached_tokens),
+            prompt_tokens = self.usage.map(|usage| usage.prompt_tokens),
+            completion_tokens = self.usage.map(|usage| usage.completion_tokens),
+            "request"
+        );
     }
 }
 

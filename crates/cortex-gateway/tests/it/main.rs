@@ -22,5 +22,6 @@ mod refusals;
 mod reload;
 mod rig;
 mod shutdown;
+mod telemetry;
 mod tls;
 mod transparency;
