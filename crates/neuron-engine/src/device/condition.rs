@@ -1,7 +1,9 @@
 //! Whether a device still works. Its thread asks, its engines ask, and a sentinel asks while both wait for what may never come.
 
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,18 +19,41 @@ pub struct Condition {
     name: Arc<str>,
     probe: Option<Probe>,
     fault: watch::Sender<Option<String>>,
+    sentinel: Mutex<Option<Sentinel>>,
+}
+
+/// A thread that asks until the sender is gone.
+struct Sentinel {
+    goes_on: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Condition {
-    /// Of the device called `name`. Without a probe it never fails; with one, a thread asks until the last handle is gone.
+    /// Of the device called `name`. Without a probe it never fails; with one, a thread asks until [`Self::rest`].
     pub(super) fn start(name: Arc<str>, probe: Option<Probe>) -> io::Result<Arc<Self>> {
         let asks = probe.is_some();
-        let condition = Arc::new(Self { probe, fault: watch::Sender::new(None), name });
+        let condition = Arc::new(Self { probe, fault: watch::Sender::new(None), name, sentinel: Mutex::default() });
         if asks {
             let watched = Arc::downgrade(&condition);
-            std::thread::Builder::new().name(format!("{}-look", condition.name)).spawn(move || keep_looking(&watched))?;
+            let (goes_on, ends) = mpsc::channel();
+            let thread = std::thread::Builder::new().name(format!("{}-look", condition.name));
+            let thread = thread.spawn(move || keep_looking(&watched, &ends))?;
+            *condition.sentinel() = Some(Sentinel { goes_on, thread });
         }
         Ok(condition)
+    }
+
+    /// Ends the asking, and returns when nobody does any more: the driver must not be asked while it is taken down.
+    pub(super) fn rest(&self) {
+        if let Some(Sentinel { goes_on, thread }) = self.sentinel().take() {
+            drop(goes_on);
+            // It does not panic; if it did, it asks no more.
+            let _ = thread.join();
+        }
+    }
+
+    fn sentinel(&self) -> std::sync::MutexGuard<'_, Option<Sentinel>> {
+        self.sentinel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why it does nothing any more, as far as is known.
@@ -59,12 +84,14 @@ impl Condition {
     }
 }
 
-fn keep_looking(condition: &Weak<Condition>) {
+fn keep_looking(condition: &Weak<Condition>, ends: &mpsc::Receiver<()>) {
     while let Some(condition) = condition.upgrade() {
         if condition.look().is_some() {
             return;
         }
         drop(condition);
-        std::thread::sleep(LOOK);
+        if ends.recv_timeout(LOOK) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
     }
 }

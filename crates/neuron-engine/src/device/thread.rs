@@ -177,7 +177,8 @@ impl<H: Hardware> DeviceThread<H> {
                 std::thread::park();
             }
         }
-        let Self { device, .. } = self;
+        let Self { device, condition, .. } = self;
+        condition.rest();
         neuron_kernels::device::forget(&device);
         info!("device thread ended");
     }
