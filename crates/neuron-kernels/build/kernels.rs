@@ -37,7 +37,9 @@ fn start(source: &Path, out: &Path) -> std::process::Child {
         .arg("-o")
         .arg(out.join(stem(source)).with_extension("fatbin"));
     for arch in &archs {
-        nvcc.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        // Hopper's own instructions (warp-group products) belong to no other chip.
+        let own = if *arch == "90" { "a" } else { "" };
+        nvcc.arg(format!("-gencode=arch=compute_{arch}{own},code=sm_{arch}{own}"));
     }
     if let Some(newest) = archs.last() {
         nvcc.arg(format!("-gencode=arch=compute_{newest},code=compute_{newest}"));

@@ -8,17 +8,11 @@ typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
 // A kernel may start while the one before it still runs (programmatic dependent launch). Everything that it wrote may be read, and
-// everything that it reads may be overwritten, only behind this line.
+// everything that it reads may be overwritten, only behind this line. Each kernel lets the next one start here, not earlier: so all that
+// ran before the kernel before has ended when a kernel starts, and what those wrote may be read at once.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next kernel start as soon as there is room; it waits by itself for what this one writes.
-__device__ __forceinline__ void allow_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

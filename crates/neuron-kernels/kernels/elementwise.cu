@@ -3,7 +3,6 @@
 
 // [rows, 2 width] to [rows, width]: silu(gate) * up, gate in the first half of a row.
 template <typename T> __device__ void silu_mul(const T *gate_up, int width, size_t count, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t stride = (size_t)gridDim.x * blockDim.x;
     const size_t first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -27,7 +26,6 @@ template <typename T> __device__ void silu_mul(const T *gate_up, int width, size
 }
 
 template <typename T, bool TANH> __device__ void gelu(const T *x, size_t count, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x) {
         const float v = widen(x[i]);
@@ -38,7 +36,6 @@ template <typename T, bool TANH> __device__ void gelu(const T *x, size_t count, 
 
 // [V, H] and ids [T] to [T, H]; an id outside the table gives zeros, as the host has checked those it knows.
 template <typename T> __device__ void embedding(const unsigned *ids, const T *table, unsigned rows, int width, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const unsigned id = ids[blockIdx.x];
     const bool known = id < rows;
@@ -57,7 +54,6 @@ template <typename T> __device__ void embedding(const unsigned *ids, const T *ta
 
 // Ids whose top bit is set name an entry of `drawn` instead of a token.
 extern "C" __global__ void resolve_ids(unsigned *ids, const unsigned *drawn, int count) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count && ids[i] >> 31) ids[i] = drawn[ids[i] & 0x7fffffffu];

@@ -2,7 +2,6 @@
 #include "common.cuh"
 
 extern "C" __global__ void fail_on_purpose() {
-    allow_next_kernel();
     wait_for_previous_kernel();
     asm volatile("trap;");
 }

@@ -4,7 +4,6 @@
 // parts [W, R, C] to out [R, W C]
 template <typename T>
 __device__ void interleave(const T* parts, uint32_t count, uint32_t rows, uint32_t columns, T* out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const uint64_t total = uint64_t(count) * rows * columns;
     for (uint64_t at = blockIdx.x * uint64_t(blockDim.x) + threadIdx.x; at < total; at += uint64_t(gridDim.x) * blockDim.x) {

@@ -49,7 +49,6 @@ template <typename T, int N, int AHEAD> __device__ __forceinline__ void dots(con
 // x [T, H] and gate_up [E, 2 I, H] to silu(gate) * up for each pair, [T k, I]. One warp an element.
 template <typename T>
 __device__ void moe_gated_gemv(const T *x, const T *gate_up, const unsigned *ids, int experts, int choices, int hidden, int inner, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t pair = blockIdx.x;
     const int at = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
@@ -72,7 +71,6 @@ __device__ void moe_down_gemv(const T *gated, const T *down, const unsigned *ids
                               int inner, T *out) {
     __shared__ float parts[CHOICES_MAX][OUTPUTS];
     __shared__ int order[CHOICES_MAX];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
     const int first = blockIdx.y * OUTPUTS;

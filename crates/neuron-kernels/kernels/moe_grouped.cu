@@ -20,7 +20,6 @@ extern "C" __global__ void __launch_bounds__(EXPERTS_MAX)
     moe_align(const unsigned *ids, int pairs, int experts, int height, int tiles_max, unsigned *order, Tile *tiles) {
     __shared__ unsigned rows[EXPERTS_MAX], next[EXPERTS_MAX];
     __shared__ unsigned warp_rows[32], warp_tiles[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const int expert = threadIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     rows[expert] = 0;
@@ -90,7 +89,6 @@ __device__ void moe_product(const T *x, const T *w, const unsigned *order, const
     typedef Shape<HEIGHT> S;
     extern __shared__ uint4 stages[];
     __shared__ unsigned pairs[HEIGHT];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Tile tile = tiles[blockIdx.y];
     if (tile.expert == NONE) return;
@@ -195,7 +193,6 @@ template <typename T>
 __device__ void moe_combine(const T *y, const unsigned *ids, const float *weights, int experts, int choices, int hidden, T *out) {
     __shared__ int order[CHOICES_MAX];
     __shared__ float shares[CHOICES_MAX];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t token = blockIdx.x;
     const unsigned *chosen = ids + token * choices;

@@ -12,7 +12,6 @@ __device__ __forceinline__ u64 ranked(float logit, unsigned expert) {
 // logits [T, E] to the k most probable experts, best first, and their softmax weights [T, k]. One warp a token.
 template <typename T>
 __device__ void moe_route(const T *logits, int tokens, int experts, int k, int renormalise, unsigned *ids, float *weights) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const int token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (token >= tokens) return;

@@ -7,7 +7,6 @@ constexpr int TURNS = 4;
 template <typename T, bool ADD>
 __device__ void rms_norm(const T *x, const T *residual, const T *weight, float eps, int width, T *sum, T *normed) {
     __shared__ float scratch[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t row = (size_t)blockIdx.x * width;
     float kept[TURNS][8];
@@ -47,7 +46,6 @@ __device__ void rms_norm(const T *x, const T *residual, const T *weight, float e
 template <typename T, bool ADD>
 __device__ void rms_norm_any(const T *x, const T *residual, const T *weight, float eps, int width, T *sum, T *normed) {
     __shared__ float scratch[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t row = (size_t)blockIdx.x * width;
     float squares = 0.f;
@@ -70,7 +68,6 @@ __device__ void rms_norm_any(const T *x, const T *residual, const T *weight, flo
 template <typename T>
 __device__ void layer_norm(const T *x, const T *weight, const T *bias, float eps, int width, T *out) {
     __shared__ float scratch[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const size_t row = (size_t)blockIdx.x * width;
     float sum = 0.f;

@@ -95,7 +95,6 @@ template <typename T>
 __device__ __forceinline__ void plain_attention(const T *q, const T *k_cache, const T *v_cache, const unsigned *query_starts,
                                                 const unsigned *context_lens, const unsigned *block_tables, int table_width, int sequences,
                                                 int heads, int kv_heads, int block, int width, float scale, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Span span = find_rows(query_starts, sequences, 1, 1, 1, blockIdx.x);
     if (span.sequence < 0) return;
@@ -114,7 +113,6 @@ __device__ __forceinline__ void plain_attention(const T *q, const T *k_cache, co
 template <typename T>
 __device__ __forceinline__ void plain_segment_attention(const T *q, const T *k, const T *v, const unsigned *starts, int segments, int heads,
                                                         int width, float scale, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Span span = find_rows(starts, segments, 1, 1, 1, blockIdx.x);
     if (span.sequence < 0) return;

@@ -235,7 +235,6 @@ __device__ u64 best_of(const u64 *of_slices, unsigned stride, unsigned slices) {
 // The highest logits of each slice.
 extern "C" __global__ void __launch_bounds__(THREADS) sample_raw_top(float *logits, unsigned vocab, const Row *rows, State *states) {
     __shared__ u64 scratch[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.y];
     if (row.logprobs == NONE) return;
@@ -262,7 +261,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_raw_top(float *logi
 // The counts of each slice at temperature 1.
 extern "C" __global__ void __launch_bounds__(THREADS) sample_raw_mass(float *logits, unsigned vocab, const Row *rows, State *states) {
     __shared__ u64 scratch[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     if (rows[blockIdx.y].logprobs == NONE) return;
     State &state = states[blockIdx.y];
@@ -280,7 +278,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_raw_mass(float *log
 
 // Keeps in `olds` what the logits were.
 extern "C" __global__ void __launch_bounds__(THREADS) sample_edit(float *logits, unsigned vocab, const Row *rows, const Edit *edits, float *olds) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.y];
     const Edit *own = edits + row.edits_start;
@@ -306,7 +303,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_edit(float *logits,
 extern "C" __global__ void __launch_bounds__(THREADS) sample_scan(float *logits, unsigned vocab, const Row *rows, const unsigned *masks, State *states) {
     __shared__ u64 scratch[32];
     __shared__ unsigned scratch_bad[32];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.y];
     State &state = states[blockIdx.y];
@@ -362,7 +358,6 @@ __device__ __forceinline__ unsigned bin_of(float weight) { return (__float_as_ui
 extern "C" __global__ void __launch_bounds__(THREADS) sample_weigh(float *logits, unsigned vocab, const Row *rows, State *states) {
     __shared__ u64 scratch[32];
     __shared__ unsigned len[BINS], low[BINS], high[BINS];
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.y];
     State &state = states[blockIdx.y];
@@ -407,7 +402,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) sample_collect(float *l
     constexpr int EACH = (BINS + THREADS - 1) / THREADS;
     __shared__ u64 scratch[32];
     __shared__ unsigned lowest_bin, wanted;
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.y];
     State &state = states[blockIdx.y];
@@ -711,7 +705,6 @@ extern "C" __global__ void __launch_bounds__(FINISHERS, 1)
     sample_finish(float *logits, unsigned vocab, const Row *rows, const Edit *edits, const float *olds, const State *states, unsigned slices,
                   unsigned *tokens, unsigned *faults, unsigned *logprobs) {
     __shared__ Scratch scratch;
-    allow_next_kernel();
     wait_for_previous_kernel();
     const Row &row = rows[blockIdx.x];
     const State &state = states[blockIdx.x];

@@ -191,7 +191,6 @@ template <typename T, int D>
 __device__ __forceinline__ void prefill_attention(const T *q, const T *k_cache, const T *v_cache, const unsigned *query_starts,
                                                   const unsigned *context_lens, const unsigned *block_tables, int table_width,
                                                   int sequences, int heads, int kv_heads, int width, float scale, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const int group = heads / kv_heads, kv_head = blockIdx.x % kv_heads, tile = (gridDim.x - 1 - blockIdx.x) / kv_heads;
     const Span span = find_rows(query_starts, sequences, 2, group, ROWS, tile);
@@ -213,7 +212,6 @@ __device__ __forceinline__ void prefill_attention(const T *q, const T *k_cache, 
 template <typename T, int D>
 __device__ __forceinline__ void segment_attention(const T *q, const T *k, const T *v, const unsigned *starts, int segments, int heads,
                                                   int width, float scale, T *out) {
-    allow_next_kernel();
     wait_for_previous_kernel();
     const int head = blockIdx.x % heads;
     const Span span = find_rows(starts, segments, 1, 1, ROWS, blockIdx.x / heads);

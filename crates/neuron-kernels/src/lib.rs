@@ -21,6 +21,7 @@ mod testing;
 use std::sync::Arc;
 
 pub use op::add_rms_norm::add_rms_norm;
+pub use op::attend::attend;
 pub use op::embedding::embedding;
 pub use op::gelu::{gelu_erf, gelu_tanh};
 pub use op::interleave::interleave;
@@ -28,6 +29,7 @@ pub use op::layer_norm::layer_norm;
 pub use op::linear::{gated_linear, linear, linear_f32};
 pub use op::moe_experts::moe_experts;
 pub use op::moe_route::moe_route;
+pub use op::norm_linear::{PreNorm, norm_gated_linear, norm_linear};
 pub use op::paged_attention::paged_attention;
 pub use op::resolve_ids::{DRAWN, resolve_ids};
 pub use op::rms_norm::rms_norm;

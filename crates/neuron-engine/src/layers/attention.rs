@@ -1,7 +1,7 @@
 //! Grouped-query attention over the paged cache, split over the ranks by heads.
 
 use candle_core::{Result, Tensor};
-use neuron_kernels::{PagedBatch, QueriesAndKeys};
+use neuron_kernels::{PagedBatch, PreNorm, QueriesAndKeys};
 
 use super::linear::{ColumnParallelLinear, Rows};
 use super::ranks::Ranks;
@@ -51,9 +51,9 @@ impl QkvLinear {
         Ok(Self { merged: ColumnParallelLinear::load(weights, &rows, hidden, bias)? })
     }
 
-    /// `[T, H]` to queries, keys and values side by side, `[T, (heads + 2 kv heads) D]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.merged.forward(x)
+    /// The normed `[T, H]` to queries, keys and values side by side, `[T, (heads + 2 kv heads) D]`; and what was normed.
+    pub fn forward(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
+        self.merged.forward_normed(x)
     }
 }
 
@@ -68,7 +68,6 @@ pub fn paged_attention(
 ) -> Result<Tensor> {
     let norms = norms.map(|(q_norm, k_norm)| (q_norm.weight(), k_norm.weight(), q_norm.eps()));
     let how = QueriesAndKeys { norms, angles: (rotary.cos(), rotary.sin()) };
-    let q = neuron_kernels::rotate_and_cache(qkv, how, &cache.k, &cache.v, paged)?; // [T, heads, D]
-    let scale = (q.dim(2)? as f32).powf(-0.5);
-    neuron_kernels::paged_attention(&q, &cache.k, &cache.v, paged, scale)?.flatten_from(1)
+    let scale = (cache.k.dim(3)? as f32).powf(-0.5);
+    neuron_kernels::attend(qkv, how, &cache.k, &cache.v, paged, scale)?.flatten_from(1) // [T, heads, D], flattened
 }

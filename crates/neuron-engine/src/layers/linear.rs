@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
+use neuron_kernels::PreNorm;
 
 use super::ranks::Ranks;
 use crate::error::LoadError;
@@ -79,9 +80,14 @@ impl Linear {
         neuron_kernels::linear(x, &self.weight, self.bias.as_ref())
     }
 
-    /// `[T, in]` to `[T, out / 2]`: silu of the first half of the outputs, times the second.
-    pub fn forward_gated(&self, x: &Tensor) -> Result<Tensor> {
-        neuron_kernels::gated_linear(x, &self.weight, self.bias.as_ref())
+    /// The normed `[T, in]` to `[T, out]`; and what was normed, `[T, in]`.
+    pub fn forward_normed(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
+        neuron_kernels::norm_linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// The normed `[T, in]` to `[T, out / 2]`: silu of the first half of the outputs, times the second; and what was normed, `[T, in]`.
+    pub fn forward_gated(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
+        neuron_kernels::norm_gated_linear(x, &self.weight, self.bias.as_ref())
     }
 
     /// `[T, in]` to `[T, out]`, f32 whatever the type of `x`.
@@ -103,13 +109,13 @@ impl ColumnParallelLinear {
         Ok(Self(Linear::stacked(weights, rows, input, bias)?))
     }
 
-    /// `[T, in]` to `[T, this rank's rows]`, projection after projection.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+    /// The normed `[T, in]` to `[T, this rank's rows]`, projection after projection; and what was normed, `[T, in]`.
+    pub fn forward_normed(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
+        self.0.forward_normed(x)
     }
 
-    /// `[T, in]` to `[T, half of this rank's rows]`: silu of the first projection, times the second.
-    pub fn forward_gated(&self, x: &Tensor) -> Result<Tensor> {
+    /// The normed `[T, in]` to `[T, half of this rank's rows]`: silu of the first projection, times the second; and what was normed.
+    pub fn forward_gated(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
         self.0.forward_gated(x)
     }
 }

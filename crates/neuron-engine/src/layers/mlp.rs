@@ -1,6 +1,7 @@
 //! The gated feed-forward block: down(silu(gate x) ⊙ up x).
 
 use candle_core::{Result, Tensor};
+use neuron_kernels::PreNorm;
 
 use super::linear::{ColumnParallelLinear, RowParallelLinear, Rows};
 use super::ranks::Ranks;
@@ -25,8 +26,9 @@ impl GatedMlp {
         })
     }
 
-    /// `[T, H]` to `[T, H]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.down_proj.forward(&self.gate_up_proj.forward_gated(x)?)
+    /// The normed `[T, H]` to `[T, H]`; and what was normed.
+    pub fn forward(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
+        let (inner, x) = self.gate_up_proj.forward_gated(x)?;
+        Ok((self.down_proj.forward(&inner)?, x))
     }
 }

@@ -1,6 +1,7 @@
 //! RMSNorm: x / rms(x) · w, the mean taken over the last dimension in f32.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
+use neuron_kernels::PreNorm;
 
 use crate::error::LoadError;
 use crate::weights::Weights;
@@ -14,7 +15,7 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     /// `weight` under the weights' prefix.
-    pub fn load(weights: &Weights, width: usize, eps: f32) -> std::result::Result<Self, LoadError> {
+    pub fn load(weights: &Weights, width: usize, eps: f32) -> Result<Self, LoadError> {
         Ok(Self { weight: weights.vector(width, "weight")?, eps })
     }
 
@@ -28,13 +29,8 @@ impl RmsNorm {
         self.eps
     }
 
-    /// `[.., width]` to the same.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        neuron_kernels::rms_norm(x, &self.weight, self.eps)
-    }
-
-    /// The norm of `x + residual`, and the sum itself.
-    pub fn forward_sum(&self, x: &Tensor, residual: &Tensor) -> Result<(Tensor, Tensor)> {
-        neuron_kernels::add_rms_norm(x, residual, &self.weight, self.eps)
+    /// The norm over a residual stream that `last` joins first.
+    pub fn over<'a>(&'a self, stream: &'a Tensor, last: Option<&'a Tensor>) -> PreNorm<'a> {
+        PreNorm { stream, last, weight: &self.weight, eps: self.eps }
     }
 }

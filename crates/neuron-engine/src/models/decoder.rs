@@ -1,7 +1,7 @@
 //! The decoder that Llama, Qwen3 and their relatives share. The families differ in their configuration only; see their files.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use neuron_kernels::PagedBatch;
+use neuron_kernels::{PagedBatch, PreNorm};
 
 use super::{CausalLm, ModelInput, Visual};
 use crate::cache::kv_cache::{CacheSpec, LayerCache, LayerCaches};
@@ -84,11 +84,11 @@ impl Attention {
         })
     }
 
-    /// `[T, H]` to `[T, H]`.
-    fn forward(&self, x: &Tensor, step: &Step, cache: &LayerCache) -> Result<Tensor> {
-        let qkv = self.qkv_proj.forward(x)?; // [T, (heads + 2 kv heads) D]
+    /// The normed `[T, H]` to `[T, H]`; and what was normed.
+    fn forward(&self, x: PreNorm, step: &Step, cache: &LayerCache) -> Result<(Tensor, Tensor)> {
+        let (qkv, x) = self.qkv_proj.forward(x)?; // [T, (heads + 2 kv heads) D]
         let mixed = paged_attention(&qkv, self.qk_norm.as_ref(), &step.rotary, cache, step.paged)?; // [T, heads * D]
-        self.o_proj.forward(&mixed)
+        Ok((self.o_proj.forward(&mixed)?, x))
     }
 }
 
@@ -106,11 +106,14 @@ impl Mlp {
         })
     }
 
-    /// `[T, H]` to `[T, H]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The normed `[T, H]` to `[T, H]`; and what was normed.
+    fn forward(&self, x: PreNorm) -> Result<(Tensor, Tensor)> {
         match self {
             Self::Dense(mlp) => mlp.forward(x),
-            Self::Moe(moe) => moe.forward(x),
+            Self::Moe(moe) => {
+                let (normed, x) = x.apply()?;
+                Ok((moe.forward(&normed)?, x))
+            }
         }
     }
 }
@@ -135,11 +138,11 @@ impl DecoderLayer {
     }
 
     /// x + attention, then + feed-forward.
-    fn forward(&self, stream: Stream, step: &Step, cache: &LayerCache) -> Result<Stream> {
-        let (normed, x) = stream.normed(&self.input_layernorm)?;
-        let stream = Stream { x, last: Some(self.self_attn.forward(&normed, step, cache)?) };
-        let (normed, x) = stream.normed(&self.post_attention_layernorm)?;
-        Ok(Stream { x, last: Some(self.mlp.forward(&normed)?) })
+    fn forward(&self, stream: &Stream, step: &Step, cache: &LayerCache) -> Result<Stream> {
+        let (mixed, x) = self.self_attn.forward(stream.under(&self.input_layernorm), step, cache)?;
+        let stream = Stream { x, last: Some(mixed) };
+        let (fed, x) = self.mlp.forward(stream.under(&self.post_attention_layernorm))?;
+        Ok(Stream { x, last: Some(fed) })
     }
 }
 
@@ -150,12 +153,9 @@ struct Stream {
 }
 
 impl Stream {
-    /// The norm of the whole stream, and the stream itself.
-    fn normed(self, norm: &RmsNorm) -> Result<(Tensor, Tensor)> {
-        match &self.last {
-            Some(last) => norm.forward_sum(last, &self.x),
-            None => Ok((norm.forward(&self.x)?, self.x)),
-        }
+    /// The whole stream, about to be normed.
+    fn under<'a>(&'a self, norm: &'a RmsNorm) -> PreNorm<'a> {
+        norm.over(&self.x, self.last.as_ref())
     }
 
     /// Only these rows.
@@ -194,7 +194,7 @@ impl Model {
         }
         let mut stream = Stream { x, last: None };
         for (i, (layer, cache)) in self.layers.iter().zip(&caches.layers).enumerate() {
-            stream = layer.forward(stream, &step, cache)?;
+            stream = layer.forward(&stream, &step, cache)?;
             if let Some(visual) = &input.visual {
                 stream.last = stream.last.map(|last| visual.deepen(last, i)).transpose()?;
             }
@@ -202,7 +202,7 @@ impl Model {
         if let Some(rows) = &input.logit_rows {
             stream = stream.rows(rows)?;
         }
-        Ok(stream.normed(&self.norm)?.0)
+        Ok(stream.under(&self.norm).apply()?.0)
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Gpu {
     pub(crate) multiprocessors: usize,
     /// Whether a kernel may start while the one before it ends.
     pub(super) overlaps: bool,
+    /// Whether this is a Hopper chip and its own kernels were built.
+    pub(super) hopper: bool,
     counters: RefCell<Option<Tensor>>,
 }
 
@@ -70,11 +72,13 @@ impl Gpu {
             let module = context.load_module(Ptx::from_binary(bytes.to_vec())).w();
             module.map_err(|error| error.context(format!("the kernels of `{name}` do not load on {}", context.name().unwrap_or_default())))
         };
-        let modules = MODULES.iter().map(load).collect::<Result<_>>()?;
+        let modules = MODULES.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let capability = context.compute_capability().w()?;
         let attribute = |attribute| context.attribute(attribute).w();
         Ok(Self {
             multiprocessors: attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            overlaps: context.compute_capability().w()?.0 >= 9,
+            overlaps: capability.0 >= 9,
+            hopper: capability == (9, 0) && modules.iter().any(|module| module.load_function("hopper_attention_bf16_128").is_ok()),
             blas: RefCell::new(Blas::new(&stream)?),
             tape: RefCell::default(),
             functions: RefCell::default(),

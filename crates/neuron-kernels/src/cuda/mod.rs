@@ -5,6 +5,7 @@
 pub(crate) mod attention;
 mod blas;
 pub(crate) mod device;
+pub(crate) mod gemv;
 mod gpu;
 mod graph;
 mod inbox;

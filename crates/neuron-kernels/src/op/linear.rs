@@ -4,7 +4,7 @@ use super::silu_mul::silu_mul;
 use crate::cpu::matmul::{Dims, matmul_nt};
 use crate::cpu::view::{each_float, f32s, floats};
 #[cfg(feature = "cuda")]
-use crate::cuda::{Gpu, Launch, Product, suffix};
+use crate::cuda::{Gpu, Product, gemv, suffix};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 /// Multiplies rows by a weight that is stored output by output.
@@ -37,30 +37,15 @@ pub fn gated_linear(x: &Tensor, gate_up: &Tensor, bias: Option<&Tensor>) -> Resu
     if let (Some(gpu), None, Ok((rows, k)), Ok((both, w_k))) = (Gpu::of(x.device())?, bias, x.dims2(), gate_up.dims2())
         && k == w_k
         && both.is_multiple_of(2)
-        && suits_gemv(rows, k)
+        && gemv::suits(rows, k)
     {
-        let (x, w, out) = (x.contiguous()?, gate_up.contiguous()?, gpu.empty((rows, both / 2), x.dtype())?);
-        let name = format!("gated_gemv_{}_{rows}", suffix("gated_linear", &x, &[&w])?);
-        let launch = Launch::new(&gpu, name).grid((both / 2).div_ceil(GEMV_WARPS), 1, 1).block(32 * GEMV_WARPS);
-        launch.tensor(&x)?.tensor(&w)?.arg((both / 2) as u32).arg(k as u32).tensor(&out)?.go()?;
-        return Ok(out);
+        return gemv::gated(&gpu, &x.contiguous()?, &gate_up.contiguous()?);
     }
     silu_mul(&linear(x, gate_up, bias)?)
 }
 
 fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, to: DType) -> Result<Tensor> {
-    let ((_, k), (n, w_k)) = match (x.dims2(), w.dims2()) {
-        (Ok(x), Ok(w)) => (x, w),
-        _ => bail!("linear: x must be [T, K] and w [N, K], got {:?} and {:?}", x.dims(), w.dims()),
-    };
-    if k != w_k {
-        bail!("linear: x {:?} and w {:?} differ in their last size", x.dims(), w.dims());
-    }
-    if let Some(bias) = bias
-        && bias.dims() != [n]
-    {
-        bail!("linear: bias must be [{n}] beside w {:?}, got {:?}", w.dims(), bias.dims());
-    }
+    check(x, w, bias)?;
     let (x, w, bias) = (x.contiguous()?, w.contiguous()?, bias.map(Tensor::contiguous).transpose()?);
     #[cfg(feature = "cuda")]
     if let Some(gpu) = Gpu::of(x.device())? {
@@ -73,30 +58,32 @@ fn product(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, to: DType) -> Result<T
     .to_dtype(to)
 }
 
-/// Warps of a block of the kernels for few rows; each takes two outputs.
-#[cfg(feature = "cuda")]
-const GEMV_WARPS: usize = 8;
-
-/// So few rows are bound by the bytes of the weights. Their kernel reads whole groups of eight.
-#[cfg(feature = "cuda")]
-fn suits_gemv(rows: usize, k: usize) -> bool {
-    (1..=4).contains(&rows) && k.is_multiple_of(8)
+/// Holds the shapes of a product against each other.
+pub(crate) fn check(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    let ((_, k), (n, w_k)) = match (x.dims2(), w.dims2()) {
+        (Ok(x), Ok(w)) => (x, w),
+        _ => bail!("linear: x must be [T, K] and w [N, K], got {:?} and {:?}", x.dims(), w.dims()),
+    };
+    if k != w_k {
+        bail!("linear: x {:?} and w {:?} differ in their last size", x.dims(), w.dims());
+    }
+    match bias {
+        Some(bias) if bias.dims() != [n] => bail!("linear: bias must be [{n}] beside w {:?}, got {:?}", w.dims(), bias.dims()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(feature = "cuda")]
 fn on_gpu(gpu: &Gpu, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, to: DType) -> Result<Tensor> {
     let ((rows, k), outputs) = (x.dims2()?, w.dim(0)?);
     let out = gpu.empty((rows, outputs), to)?;
-    let operands: Vec<&Tensor> = std::iter::once(w).chain(bias).collect();
-    let suffix = suffix("linear", x, &operands)?;
-    if !suits_gemv(rows, k) {
-        Product { x, w, bias, out: &out }.go(gpu)?;
-        return Ok(out);
+    match gemv::suits(rows, k) {
+        true => gemv::product(gpu, x, w, bias, &out)?,
+        false => {
+            suffix("linear", x, &std::iter::once(w).chain(bias).collect::<Vec<_>>())?;
+            Product { x, w, bias, out: &out }.go(gpu)?;
+        }
     }
-    let kind = if to == x.dtype() { "gemv" } else { "gemv_wide" };
-    let blocks = outputs.div_ceil(2 * GEMV_WARPS);
-    let launch = Launch::new(gpu, format!("{kind}_{suffix}_{rows}")).grid(blocks, 1, 1).block(32 * GEMV_WARPS);
-    launch.tensor(x)?.tensor(w)?.optional(bias)?.arg(outputs as u32).arg(k as u32).tensor(&out)?.go()?;
     Ok(out)
 }
 

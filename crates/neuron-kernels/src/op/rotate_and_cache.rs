@@ -48,7 +48,7 @@ pub fn rotate_and_cache(qkv: &Tensor, how: QueriesAndKeys, k_cache: &Tensor, v_c
 
 #[cfg(feature = "cuda")]
 fn on_gpu(gpu: &Gpu, qkv: &Tensor, how: QueriesAndKeys, heads: [usize; 2], caches: [&Tensor; 2], batch: &PagedBatch) -> Result<Tensor> {
-    const WARPS: usize = 4;
+    const THREADS: usize = 256;
     let tables = batch.tables()?;
     let ((tokens, _), (_, _, block, width)) = (qkv.dims2()?, caches[0].dims4()?);
     let (cos, sin) = how.angles;
@@ -63,10 +63,18 @@ fn on_gpu(gpu: &Gpu, qkv: &Tensor, how: QueriesAndKeys, heads: [usize; 2], cache
     let suffix = suffix("rotate_and_cache", qkv, &[caches[0], caches[1], q_norm.unwrap_or(qkv), k_norm.unwrap_or(qkv)])?;
     let q = gpu.empty((tokens, heads[0], width), qkv.dtype())?;
     let rows = tokens * (heads[0] + 2 * heads[1]);
-    let launch = Launch::new(gpu, format!("rotate_and_cache_{suffix}")).grid(rows.div_ceil(WARPS), 1, 1).block(32 * WARPS);
-    let launch = launch.tensor(qkv)?.optional(q_norm)?.optional(k_norm)?.arg(eps).floats(cos)?.floats(sin)?.tensor(&tables.slots)?;
-    let launch = launch.arg(tokens as u32).arg(heads[0] as u32).arg(heads[1] as u32).arg(width as u32).arg(block as u32);
-    launch.tensor(&q)?.tensor(caches[0])?.tensor(caches[1])?.go()?;
+    // Eight pairs a thread, where heads are whole groups of them.
+    let lanes = width.is_multiple_of(16).then(|| (width / 16).next_power_of_two());
+    let form = if lanes.is_some() { "" } else { "_any" };
+    let launch = Launch::new(gpu, format!("rotate_and_cache{form}_{suffix}")).tensor(qkv)?.optional(q_norm)?.optional(k_norm)?.arg(eps);
+    let launch = launch.floats(cos)?.floats(sin)?.tensor(&tables.slots)?.arg(tokens as u32).arg(heads[0] as u32).arg(heads[1] as u32);
+    let launch = launch.arg(width as u32).arg(block as u32).tensor(&q)?.tensor(caches[0])?.tensor(caches[1])?;
+    let launch = launch.grid((rows * lanes.unwrap_or(32)).div_ceil(THREADS), 1, 1).block(THREADS);
+    match lanes {
+        Some(lanes) => launch.arg(lanes as u32),
+        None => launch,
+    }
+    .go()?;
     Ok(q)
 }
 

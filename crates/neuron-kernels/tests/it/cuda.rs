@@ -6,9 +6,9 @@ mod staging;
 
 use candle_core::{DType, Device, Result, Tensor};
 use neuron_kernels::{
-    DRAWN, Inbox, PagedBatch, PagedTables, QueriesAndKeys, StepGraphs, add_rms_norm, embedding, gated_linear, gelu_erf, gelu_tanh,
-    interleave, layer_norm, linear, linear_f32, paged_attention, resolve_ids, rms_norm, rotary, rotary_table, rotate_and_cache,
-    segment_attention, silu_mul,
+    DRAWN, Inbox, PagedBatch, PagedTables, PreNorm, QueriesAndKeys, StepGraphs, add_rms_norm, attend, embedding, gated_linear, gelu_erf,
+    gelu_tanh, interleave, layer_norm, linear, linear_f32, norm_gated_linear, norm_linear, paged_attention, resolve_ids, rms_norm, rotary,
+    rotary_table, rotate_and_cache, segment_attention, silu_mul,
 };
 
 const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -131,11 +131,45 @@ fn products() {
 }
 
 #[test]
+fn products_of_normed_rows() {
+    let gpu = gpu();
+    for dtype in TYPES {
+        for (rows, outputs, width) in
+            [(1, 3, 8), (1, 37, 1024), (1, 60, 5120), (1, 90, 8192), (2, 64, 264), (3, 33, 1032), (4, 48, 4096), (5, 16, 72), (1, 8, 12)]
+        {
+            let what = format!("{dtype:?} rows {rows}, outputs {outputs}, width {width}");
+            let [(stream, gpu_stream), (last, gpu_last)] = [1, 2].map(|seed| both(&noise((rows, width), seed), dtype, &gpu));
+            let (weight, gpu_weight) = both(&noise(width, 3), dtype, &gpu);
+            let (w, gpu_w) = both(&(noise((2 * outputs, width), 4) / (width as f64).sqrt()).unwrap(), dtype, &gpu);
+            let (b, gpu_b) = both(&noise(2 * outputs, 5), dtype, &gpu);
+            for joined in [true, false] {
+                let x = PreNorm { stream: &stream, last: joined.then_some(&last), weight: &weight, eps: 1e-6 };
+                let gpu_x = PreNorm { stream: &gpu_stream, last: joined.then_some(&gpu_last), weight: &gpu_weight, eps: 1e-6 };
+                let (want, want_sum) = norm_linear(x, &w, Some(&b)).unwrap();
+                let (got, sum) = norm_linear(gpu_x, &gpu_w, Some(&gpu_b)).unwrap();
+                assert_near(&got, &want, dtype, &what);
+                assert_near(&sum, &want_sum, dtype, &what);
+                let (want, want_sum) = norm_gated_linear(x, &w, None).unwrap();
+                let (got, sum) = norm_gated_linear(gpu_x, &gpu_w, None).unwrap();
+                assert_near(&got, &want, dtype, &what);
+                assert_near(&sum, &want_sum, dtype, &what);
+            }
+        }
+    }
+}
+
+#[test]
 fn positions() {
     let gpu = gpu();
-    for (tokens, heads, kv_heads, width, block, normed) in
-        [(1, 2, 1, 8, 32, true), (5, 4, 2, 16, 32, true), (33, 32, 8, 128, 32, true), (7, 3, 3, 64, 16, false), (2, 1, 1, 256, 32, true)]
-    {
+    for (tokens, heads, kv_heads, width, block, normed) in [
+        (1, 2, 1, 8, 32, true),
+        (5, 4, 2, 16, 32, true),
+        (33, 32, 8, 128, 32, true),
+        (7, 3, 3, 64, 16, false),
+        (2, 1, 1, 256, 32, true),
+        (3, 2, 1, 80, 32, true),
+        (4, 1, 1, 20, 32, true),
+    ] {
         let places: Vec<u32> = (0..3 * tokens as u32).map(|i| i * 97 % 5000).collect();
         let frequencies = noise((3, width / 2), 9).abs().unwrap();
         let places = Tensor::from_vec(places, (3, tokens), &Device::Cpu).unwrap();
@@ -194,6 +228,8 @@ fn attention_over_a_paged_cache() {
         (32, 8, 128, &[(0, 300)]),
         (4, 2, 64, &[(0, 1), (0, 33), (100, 64), (517, 1), (31, 129)]),
         (8, 1, 128, &[(0, 2), (64, 65), (1000, 40)]),
+        (16, 8, 128, &[(5, 1000), (0, 77), (0, 2)]),
+        (4, 2, 64, &[(600, 300), (0, 128), (2000, 1)]),
         (2, 2, 24, &[(0, 70), (13, 1)]),
         (2, 1, 8, &[(5, 4)]),
         (2, 2, 12, &[(5, 4), (40, 1)]),
@@ -221,6 +257,62 @@ fn attention_over_a_paged_cache() {
             for round in 0..2 {
                 let got = paged_attention(&gpu_q, &gpu_k, &gpu_v, &gpu_batch, scale).unwrap();
                 assert_near(&got, &want, dtype, &format!("{what}, round {round}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_from_the_projection_on() {
+    const BLOCK: usize = 32;
+    const POOL: usize = 257;
+    let gpu = gpu();
+    // Query and KV heads, their width, whether they are normed, and the tokens before the new one of each sequence.
+    type Case = (usize, usize, usize, bool, &'static [usize]);
+    let cases: &[Case] = &[
+        (2, 1, 16, true, &[0]),
+        (4, 2, 64, true, &[30, 31, 32, 33]),
+        (32, 8, 128, true, &[159]),
+        (32, 8, 128, false, &[4999, 0, 127, 128, 2000, 95]),
+        (16, 8, 128, true, &[63, 700, 64]),
+        (16, 1, 64, true, &[300, 5, 1023]),
+        (3, 3, 48, true, &[77, 9]),
+        (6, 2, 80, true, &[77, 256]),
+        (4, 4, 256, true, &[40]),
+        (2, 2, 24, true, &[33]),
+        (17, 1, 32, true, &[50]),
+    ];
+    for dtype in TYPES {
+        for &(heads, kv_heads, width, normed, before) in cases {
+            let what = format!("{dtype:?} {heads}/{kv_heads} heads of {width}, {before:?}");
+            let tokens = before.len();
+            let (qkv, gpu_qkv) = both(&noise((tokens, (heads + 2 * kv_heads) * width), 1), dtype, &gpu);
+            let [(k, gpu_k), (v, gpu_v)] = [2, 3].map(|seed| both(&noise((POOL, kv_heads, BLOCK, width), seed), dtype, &gpu));
+            let [(q_norm, gpu_q_norm), (k_norm, gpu_k_norm)] = [4, 5].map(|seed| both(&noise(width, seed), dtype, &gpu));
+            let [cos, sin] = [6, 7].map(|seed| noise((tokens, width / 2), seed));
+            let [gpu_cos, gpu_sin] = [&cos, &sin].map(|angles| angles.to_device(&gpu).unwrap());
+            // Sequences share no block: each writes one.
+            let mut pool = 0..POOL as u32;
+            let block_tables: Vec<Vec<u32>> = before.iter().map(|before| pool.by_ref().take(before / BLOCK + 1).collect()).collect();
+            let slot = |(table, before): (&Vec<u32>, &usize)| table[before / BLOCK] * BLOCK as u32 + (before % BLOCK) as u32;
+            let batch = PagedBatch {
+                query_lens: vec![1; tokens],
+                context_lens: before.iter().map(|before| before + 1).collect(),
+                slots: block_tables.iter().zip(before).map(slot).collect(),
+                block_tables: block_tables.into_iter().map(Into::into).collect(),
+                block_size: BLOCK,
+                ..PagedBatch::default()
+            };
+            let gpu_batch = PagedBatch { tables: Some(PagedTables::upload(&batch, &gpu).unwrap()), ..PagedBatch::default() };
+            let scale = (width as f32).powf(-0.5);
+            let how = QueriesAndKeys { norms: normed.then_some((&q_norm, &k_norm, 1e-6)), angles: (&cos, &sin) };
+            let want = attend(&qkv, how, &k, &v, &batch, scale).unwrap();
+            let how = QueriesAndKeys { norms: normed.then_some((&gpu_q_norm, &gpu_k_norm, 1e-6)), angles: (&gpu_cos, &gpu_sin) };
+            for round in 0..2 {
+                let got = attend(&gpu_qkv, how, &gpu_k, &gpu_v, &gpu_batch, scale).unwrap();
+                assert_near(&got, &want, dtype, &format!("{what}, round {round}"));
+                assert_near(&gpu_k, &k, dtype, &what);
+                assert_near(&gpu_v, &v, dtype, &what);
             }
         }
     }
@@ -289,9 +381,9 @@ fn a_replayed_step_gives_the_bits_of_an_eager_one() {
         let mut x = embedding(ids, &table)?;
         let mut last = x.clone();
         for (gate_up, down) in &weights {
-            let (normed, sum) = add_rms_norm(&last, &x, &norm, 1e-6)?;
+            let (inner, sum) = norm_gated_linear(PreNorm { stream: &x, last: Some(&last), weight: &norm, eps: 1e-6 }, gate_up, None)?;
             x = sum;
-            last = linear(&gated_linear(&normed, gate_up, None)?, down, None)?;
+            last = linear(&inner, down, None)?;
         }
         linear_f32(&add_rms_norm(&last, &x, &norm, 1e-6)?.0, &table)
     };
