@@ -4,7 +4,7 @@
 #   bench/gpu.sh pack BUNDLE        here: builds, and gathers the programs and the fixtures in the folder BUNDLE
 #   bench/gpu.sh run BUNDLE OUT     there: runs them; OUT gets a log of each part, raw JSON, and summary.txt
 #
-# PARTS chooses among `tests fault sanitizer bench load beside` (these unless set) and `split`, which needs two GPUs; SHAPES among those of
+# PARTS chooses among `tests fault sanitizer bench load http beside` (these unless set) and `split`, which needs two GPUs; SHAPES among those of
 # `neuron bench --random`.
 # A failed part does not keep the others from running; the exit status is the number of failed parts.
 set -euo pipefail
@@ -24,7 +24,7 @@ pack() {
     cp "${CARGO_TARGET_DIR:-target}/release/neuron" "$bundle/bin/"
     cp -r crates/neuron-engine/testdata "$bundle/source/crates/neuron-engine/"
     cp -r models/cortex-demo "$bundle/source/models/"
-    cp bench/gpu.sh "$bundle/"
+    cp bench/gpu.sh bench/ttft.py "$bundle/"
     # Where the tests were built to look for their data.
     echo "$source" >"$bundle/built-at"
     du -sh "$bundle"
@@ -63,6 +63,7 @@ run() {
         done
     }
     load() { "$bin/neuron" bench --random "${LOAD_SHAPE:-qwen3-8b}" --store --only load --json >"$out/load-${LOAD_SHAPE:-qwen3-8b}.json"; }
+    http() { python3 "$bundle/ttft.py" --neuron "$bin/neuron" --shape "${HTTP_SHAPE:-qwen3-8b}" --json "$out/ttft-${HTTP_SHAPE:-qwen3-8b}.json"; }
     split() {
         "$bin/neuron-engine-it" gpus --nocapture --test-threads 1 || return
         local ranks
@@ -77,7 +78,7 @@ run() {
     }
     shapes=${SHAPES:-qwen3-0.6b qwen3-8b}
     : >"$out/summary.txt"
-    for part in ${PARTS:-tests fault sanitizer bench load beside}; do
+    for part in ${PARTS:-tests fault sanitizer bench load http beside}; do
         local started=$SECONDS
         # As a condition a part runs without `set -e`: each of its commands says itself what its failure means.
         if "$part" >"$out/$part.log" 2>&1; then verdict=ok; else verdict=FAILED; failed=$((failed + 1)); fi

@@ -18,6 +18,9 @@ pub struct BenchArgs {
     /// Write the made-up weights to a file first, so that loading can be measured, too. Needs the room on disk.
     #[arg(long)]
     pub store: bool,
+    /// Write them into this folder and leave it there, so that a node can serve it.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "store")]
+    pub keep: Option<PathBuf>,
     /// What to measure; all unless named.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
     pub only: Vec<Part>,

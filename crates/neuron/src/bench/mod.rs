@@ -151,7 +151,7 @@ impl Bench<'_> {
     /// Seconds from nothing to the first token, and the same with another model to be put away first.
     async fn load(&mut self, devices: &DeviceSet, subject: &Subject) -> anyhow::Result<()> {
         let Some(bytes) = subject.weights_bytes else {
-            self.report.skip("load: the weights are made up in memory; --store writes them to a file first");
+            self.report.skip("load: the weights are made up in memory; --store or --keep writes them to a file first");
             return Ok(());
         };
         let limit = self.limits.read_bytes_per_s.map(|rate| bytes as f64 / rate);
@@ -190,7 +190,8 @@ impl BenchArgs {
         let counts = [&self.batches, &self.contexts, &self.prefills, &self.concurrency];
         ensure!(counts.iter().all(|counts| counts.iter().all(|count| *count > 0)), "every count must be 1 or more");
         ensure!(self.rounds > 0 && self.tokens > 1 && self.step_tokens > 0, "--rounds and --step-tokens must be 1 or more, --tokens 2");
-        ensure!(!self.store || self.random.is_some(), "--store writes made-up weights: name a shape with --random");
+        let writes = self.store || self.keep.is_some();
+        ensure!(!writes || self.random.is_some(), "--store and --keep write made-up weights: name a shape with --random");
         Ok(())
     }
 }

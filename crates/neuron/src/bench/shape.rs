@@ -49,7 +49,8 @@ impl Shape {
             "intermediate_size": self.inner, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "max_position_embeddings": 40_960,
             "tie_word_embeddings": self.tied, "rope_theta": 1e6, "rope_scaling": null, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-            "attention_bias": false, "sliding_window": null, "use_sliding_window": false, "torch_dtype": "bfloat16",
+            "attention_bias": false, "sliding_window": null, "use_sliding_window": false, "max_window_layers": self.layers,
+            "torch_dtype": "bfloat16",
         })
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Subject {
     pub(super) weights_files: Vec<PathBuf>,
     pub(super) weights_bytes: Option<u64>,
     pub(super) seed: u64,
-    /// Removes the folder in the end.
+    /// Removes the folder in the end, unless it is the user's.
     _scratch: Option<TempDir>,
 }
 
@@ -34,16 +34,20 @@ impl Subject {
     }
 
     fn make_up(shape: Shape, args: &BenchArgs) -> anyhow::Result<Self> {
-        let scratch = tempfile::tempdir().context("cannot make a folder for the made-up model")?;
-        let folder = scratch.path().to_path_buf();
+        let scratch = match args.keep {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().context("cannot make a folder for the made-up model")?),
+        };
+        let folder = args.keep.clone().or(scratch.as_ref().map(|scratch| scratch.path().to_path_buf())).unwrap_or_default();
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
         fs::write(folder.join("config.json"), shape.config().to_string())?;
         fs::write(folder.join("tokenizer.json"), byte_tokenizer().to_string())?;
         let weights = RandomCheckpoint { seed: args.seed, tensors: shape.tensors() };
         weights.describe(&folder)?;
-        if args.store {
+        if args.store || args.keep.is_some() {
             weights.store(&folder)?;
         }
-        Self::open(folder, format!("{}, made up", shape.name), args.seed, Some(scratch))
+        Self::open(folder, format!("{}, made up", shape.name), args.seed, scratch)
     }
 
     fn open(folder: PathBuf, name: String, seed: u64, scratch: Option<TempDir>) -> anyhow::Result<Self> {
