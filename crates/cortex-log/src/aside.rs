@@ -48,8 +48,10 @@ impl Aside {
         let (queue, orders) = sync_channel(lines_max);
         let (alive, over) = sync_channel(0);
         let writer = Dispatch::new(Registry::default().with(layer).with(Wishless));
+        // Read before the thread begins: what is lost until then is told, too.
+        let told = dropped.load(Ordering::Relaxed);
         let work = move || {
-            write(&orders, &writer, dropped);
+            write(&orders, &writer, dropped, told);
             drop(alive);
         };
         thread::Builder::new().name("log".into()).spawn(work).expect("a thread at the start of the program");
@@ -90,9 +92,8 @@ impl<S: Subscriber> Layer<S> for Wishless {
     }
 }
 
-/// Until told to end.
-fn write(orders: &Receiver<Order>, writer: &Dispatch, dropped: &AtomicU64) {
-    let mut told = dropped.load(Ordering::Relaxed);
+/// Until told to end. So many lost lines were `told` already.
+fn write(orders: &Receiver<Order>, writer: &Dispatch, dropped: &AtomicU64, mut told: u64) {
     while let Ok(Order::Write(line)) = orders.recv() {
         line.tell(writer);
         let mut next = orders.try_recv();

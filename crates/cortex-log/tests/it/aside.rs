@@ -1,15 +1,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cortex_log::{Aside, Drain};
 use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
-use tracing::{Event, Id, Subscriber};
+use tracing::{Dispatch, Event, Id, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
@@ -70,7 +70,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Gated {
 }
 
 struct Scene {
-    subscriber: Arc<dyn Subscriber + Send + Sync>,
+    /// Lives as long as the scene, as a program's lives as long as the program: what nobody wants is not even said.
+    subscriber: Dispatch,
     drain: Drain,
     gate: Sender<()>,
     seen: Receiver<Seen>,
@@ -81,12 +82,12 @@ fn scene(lines_max: usize) -> Scene {
     let ((gate, closed), (tell, seen)) = (channel(), channel());
     let dropped: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
     let (aside, drain) = Aside::new(Gated { gate: Mutex::new(closed), seen: Mutex::new(tell) }, lines_max, dropped);
-    Scene { subscriber: Arc::new(Registry::default().with(aside)), drain, gate, seen, dropped }
+    Scene { subscriber: Dispatch::new(Registry::default().with(aside)), drain, gate, seen, dropped }
 }
 
 impl Scene {
     fn says(&self, speak: impl FnOnce()) {
-        tracing::subscriber::with_default(Arc::clone(&self.subscriber), speak);
+        tracing::dispatcher::with_default(&self.subscriber, speak);
     }
 
     fn next(&self) -> Seen {
@@ -149,13 +150,13 @@ fn a_reader_that_takes_no_more_keeps_nobody_waiting_and_what_is_lost_is_counted_
 #[test]
 fn what_is_left_is_written_at_the_end_but_not_waited_for_for_ever() {
     let Scene { subscriber, drain, gate, seen, dropped } = scene(8);
-    tracing::subscriber::with_default(Arc::clone(&subscriber), || (0..3).for_each(|_| tracing::info!("said at last")));
+    tracing::dispatcher::with_default(&subscriber, || (0..3).for_each(|_| tracing::info!("said at last")));
     drop(gate);
     drop(drain);
     assert_eq!(seen.try_iter().count(), 3);
 
     let Scene { subscriber, drain, gate, seen, .. } = scene(8);
-    tracing::subscriber::with_default(Arc::clone(&subscriber), || (0..3).for_each(|_| tracing::info!("never read")));
+    tracing::dispatcher::with_default(&subscriber, || (0..3).for_each(|_| tracing::info!("never read")));
     drop(drain); // returns, although nobody opens the gate
     assert_eq!((seen.try_iter().count(), dropped.load(Ordering::Relaxed)), (0, 0));
     drop(gate);
