@@ -12,6 +12,7 @@ mod desired;
 mod dispatch;
 mod error;
 mod fleet;
+mod front;
 #[cfg(test)]
 mod histories;
 mod keep_alive;

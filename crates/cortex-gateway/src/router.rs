@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::controllers::{admin, chat, completions, embeddings, health, messages, models, rerank, responses};
 use crate::error::{no_such_method, no_such_route};
-use crate::middleware::{auth, cors, request_log};
+use crate::front::Front;
 
 /// For clients and operators.
-pub(crate) fn api(app: Arc<App>) -> Router {
-    Router::new()
+pub(crate) fn api(app: Arc<App>) -> Front {
+    let routes = Router::new()
         .route("/", get(health::root))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
@@ -36,10 +35,8 @@ pub(crate) fn api(app: Arc<App>) -> Router {
         .route("/admin/models/unload", post(admin::unload))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn_with_state(Arc::clone(&app), auth::check))
-        .layer(from_fn_with_state(Arc::clone(&app), cors::check)) // before keys: a preflight carries none
-        .with_state(app)
-        .layer(from_fn(request_log::attach))
+        .with_state(Arc::clone(&app));
+    Front::new(app, routes)
 }
 
 /// For Prometheus.

@@ -1,18 +1,23 @@
-//! Connections: [`Dialer`] opens them, in the clear, under TLS or in memory; [`Serving`] accepts them, within a limit, until told to stop.
+//! Connections: [`Dialer`] opens them, in the clear, under TLS or in memory; [`Pool`] asks over them and keeps them for the next request; [`Serving`]
+//! accepts them, within a limit, until told to stop.
 //!
 //! Whom the one side believes is [`Trust`]; what the other side shows is [`Identity`]. Where names lead, [`Names`] knows.
 
 mod dial;
+mod http1;
 mod identity;
 mod names;
+mod pool;
 mod serve;
 mod trust;
 mod validity;
 mod wire;
 
 pub use dial::{DialWaits, Dialer, Line};
+pub use http1::AnswerError;
 pub use identity::{CertificateFiles, Identity};
 pub use names::{Answer, Names, Resolve, SystemResolver};
+pub use pool::{Pool, PooledBody, SendError};
 pub use serve::Serving;
 pub use trust::Trust;
 pub use validity::Validity;

@@ -10,7 +10,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -57,14 +57,11 @@ impl Serving {
                 let place = Arc::clone(&places).acquire_owned().await;
                 (place, listener.accept().await)
             };
-            let Some((place, accepted)) = self.stop.run_until_cancelled(accepted).await else { return };
+            // The semaphore is never closed.
+            let Some((Ok(place), accepted)) = self.stop.run_until_cancelled(accepted).await else { return };
             match accepted {
                 Ok((socket, _)) => {
-                    let connection = self.clone().connection(socket, service.clone());
-                    self.connections.spawn(async move {
-                        connection.await;
-                        drop(place);
-                    });
+                    self.connections.spawn(self.clone().connection(socket, service.clone(), place));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -74,23 +71,29 @@ impl Serving {
         }
     }
 
-    /// The client's end of the connection going away drops the handler at work, in whatever phase it is.
-    async fn connection<S, B>(self, socket: TcpStream, service: S)
+    /// The client's end of the connection going away drops the handler at work, in whatever phase it is. What only some connections need, and
+    /// needs much room, is boxed: there is one such task for each open stream.
+    async fn connection<S, B>(self, socket: TcpStream, service: S, _place: OwnedSemaphorePermit)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Future: Send> + Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
         B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
         let _ = socket.set_nodelay(true);
-        let Some(wire) = self.kill.run_until_cancelled(self.secure(socket)).await.flatten() else { return };
-        let ended = if speaks_http2(&wire) { self.http2(wire, service).await } else { self.http1(wire, service).await };
+        let wire = match &self.identity {
+            None => Wire::Tcp(socket),
+            Some(identity) => match self.kill.run_until_cancelled(Box::pin(self.secure(identity, socket))).await.flatten() {
+                Some(wire) => wire,
+                None => return,
+            },
+        };
+        let ended = if speaks_http2(&wire) { Box::pin(self.http2(wire, service)).await } else { self.http1(wire, service).await };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended");
         }
     }
 
-    async fn secure(&self, socket: TcpStream) -> Option<Wire> {
-        let Some(identity) = &self.identity else { return Some(Wire::Tcp(socket)) };
+    async fn secure(&self, identity: &Identity, socket: TcpStream) -> Option<Wire> {
         match tokio::time::timeout(self.head_wait_max, identity.acceptor().accept(socket)).await {
             Ok(Ok(secured)) => Some(Wire::Tls(Box::new(secured.into()))),
             Ok(Err(error)) => {

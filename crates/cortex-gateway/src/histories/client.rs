@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use http::header::CONTENT_TYPE;
@@ -11,9 +10,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::plan::Ask;
+use crate::front::Front;
 
 /// Asks, and tells in one word how it went: `ok`, `left`, `503:code`, `event:code`; anything with a `!` is against the rules.
-pub(super) async fn ask(gateway: Arc<Router>, ask: Ask) -> String {
+pub(super) async fn ask(gateway: Arc<Front>, ask: Ask) -> String {
     let reading = answer(&gateway, &ask);
     match ask.leaves {
         None => reading.await,
@@ -21,7 +21,7 @@ pub(super) async fn ask(gateway: Arc<Router>, ask: Ask) -> String {
     }
 }
 
-async fn answer(gateway: &Router, ask: &Ask) -> String {
+async fn answer(gateway: &Front, ask: &Ask) -> String {
     let text = "word ".repeat(ask.tokens as usize);
     let body = match ask.path {
         "/v1/responses" => json!({ "model": ask.model, "input": text, "stream": ask.stream }),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use cortex_core::NodeId;
 use cortex_net::Dialer;
 use neuron_api::mock::Faults;
@@ -17,6 +16,7 @@ use super::node::{Network, Node, Wire};
 use super::plan::{Ask, Break, EVENTFUL, Plan, TOTAL_MAX};
 use crate::app::App;
 use crate::fleet::Hold;
+use crate::front::Front;
 use crate::lifecycle::Tasks;
 use crate::setup::Setup;
 use crate::{reload, router, set_out};
@@ -49,7 +49,7 @@ pub(super) fn tell(seed: u64) -> History {
 /// One of those before the nodes.
 struct Gateway {
     app: Arc<App>,
-    router: Arc<Router>,
+    front: Arc<Front>,
     tasks: Tasks,
 }
 
@@ -58,7 +58,7 @@ impl Gateway {
         let dialer = Dialer::in_memory(Arc::new(Network { nodes: nodes.to_vec(), gateway: number }));
         let setup = Setup::from(plan.config(&vec![false; nodes.len()]));
         let app = Arc::new(App::over(setup, dialer).expect("metrics register"));
-        Self { router: Arc::new(router::api(Arc::clone(&app))), app, tasks: Tasks::default() }
+        Self { front: Arc::new(router::api(Arc::clone(&app))), app, tasks: Tasks::default() }
     }
 }
 
@@ -95,7 +95,7 @@ impl Scene {
         self.began = Instant::now();
         let mut asked = JoinSet::new();
         for (number, ask) in self.plan.asks.clone().into_iter().enumerate() {
-            let (gateway, began) = (Arc::clone(&self.gateways[ask.gateway].router), self.began);
+            let (gateway, began) = (Arc::clone(&self.gateways[ask.gateway].front), self.began);
             asked.spawn(async move {
                 sleep_until(began + ask.at).await;
                 let end = timeout(TOTAL_MAX + GRACE, client::ask(gateway, ask.clone())).await;
@@ -237,7 +237,7 @@ impl Scene {
         let models: Vec<&'static str> = self.plan.models.iter().map(|model| model.id).collect();
         for (model, gateway) in models.into_iter().flat_map(|model| (0..self.plan.gateways).map(move |gateway| (model, gateway))) {
             let ask = Ask { at: EVENTFUL, gateway, model, path: "/v1/chat/completions", stream: true, tokens: 3, leaves: None };
-            let end = client::ask(Arc::clone(&self.gateways[gateway].router), ask.clone()).await;
+            let end = client::ask(Arc::clone(&self.gateways[gateway].front), ask.clone()).await;
             self.told.push(format!("{:>9.3?} at last {model}: {end}", self.began.elapsed()));
             if end != "ok" {
                 self.wrong.push(format!("all is well again, and {model} cannot be had of gateway {gateway}: {end}"));

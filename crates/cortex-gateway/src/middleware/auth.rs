@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::Response;
 
 use crate::app::App;
@@ -23,11 +22,15 @@ impl Asker {
     }
 }
 
-pub(crate) async fn check(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+/// Marks the request as its [`Asker`]'s.
+///
+/// # Errors
+/// The answer to somebody who may not pass.
+pub(crate) fn check(app: &App, request: &mut Request) -> Result<(), Box<Response>> {
     let path = request.uri().path();
-    let keys = app.keys.load_full();
+    let keys = app.keys.load();
     if !keys.are_asked_for() || OPEN.contains(&path) {
-        return next.run(request).await;
+        return Ok(());
     }
     let admin = path.starts_with("/admin/");
     let asker = keys.principal(request.headers()).and_then(|principal| match admin && !principal.admin {
@@ -37,11 +40,11 @@ pub(crate) async fn check(State(app): State<Arc<App>>, mut request: Request, nex
     match asker {
         Ok(principal) => {
             request.extensions_mut().insert(Asker(principal));
-            next.run(request).await
+            Ok(())
         }
         Err(denied) => {
             app.metrics.auth_failures.with_label_values(&[denied.as_str()]).inc();
-            in_callers_words(&request, denied.into())
+            Err(Box::new(in_callers_words(request, denied.into())))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What surrounds every handler.
+//! What is looked at before a request takes its route.
 
 pub(crate) mod auth;
 pub(crate) mod cors;

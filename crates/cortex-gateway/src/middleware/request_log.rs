@@ -2,10 +2,8 @@
 
 use axum::extract::Request;
 use axum::http::HeaderValue;
-use axum::middleware::Next;
 use axum::response::Response;
 use cortex_core::headers::{REQUEST_ID, is_request_id};
-use tracing::Instrument;
 
 /// The id of the request at hand.
 #[derive(Clone, Debug)]
@@ -15,18 +13,20 @@ impl RequestId {
     pub(crate) fn of(request: &Request) -> String {
         request.extensions().get::<Self>().map(|id| id.0.clone()).unwrap_or_default()
     }
-}
 
-pub(crate) async fn attach(mut request: Request, next: Next) -> Response {
-    let id = request.headers().get(REQUEST_ID).and_then(accepted).unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
-    let span = tracing::debug_span!("http", request_id = %id, method = %request.method(), path = %request.uri().path());
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = next.run(request).instrument(span.clone()).await;
-    span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+    /// The client's own, or a new one; handlers find it with [`RequestId::of`].
+    pub(crate) fn attach(request: &mut Request) -> Self {
+        let drawn = || uuid::Uuid::new_v4().simple().to_string();
+        let id = Self(request.headers().get(REQUEST_ID).and_then(accepted).unwrap_or_else(drawn));
+        request.extensions_mut().insert(id.clone());
+        id
     }
-    response
+
+    pub(crate) fn show(&self, response: &mut Response) {
+        if let Ok(value) = HeaderValue::from_str(&self.0) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+    }
 }
 
 fn accepted(value: &HeaderValue) -> Option<String> {

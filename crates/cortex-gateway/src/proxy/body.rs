@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use cortex_core::openai::ApiError;
 use cortex_core::sse;
+use cortex_net::PooledBody;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::{Observer, Outcome, causes, usage_of};
@@ -20,7 +20,7 @@ use crate::fleet::LoadGuard;
 pub(crate) struct ObservedBody {
     held: VecDeque<Bytes>,
     /// `None` once there is nothing left to read.
-    upstream: Option<Incoming>,
+    upstream: Option<PooledBody>,
     silence: Silence,
     tail: Option<EventTail>,
     /// The node ended the stream with an error event, which it sends as one piece.
@@ -38,7 +38,7 @@ pub(crate) struct Cut(String);
 impl ObservedBody {
     pub(super) fn new(
         held: VecDeque<Bytes>,
-        upstream: Incoming,
+        upstream: PooledBody,
         streamed: bool,
         silence: Silence,
         status: u16,
@@ -177,10 +177,9 @@ const DONE: &[u8; 14] = b"data: [DONE]\n\n";
 
 impl EventTail {
     fn see(&mut self, data: &[u8]) {
-        for &byte in &data[data.len().saturating_sub(self.last.len())..] {
-            self.last.rotate_left(1);
-            self.last[DONE.len() - 1] = byte;
-        }
+        let fresh = &data[data.len().saturating_sub(self.last.len())..];
+        self.last.copy_within(fresh.len().., 0);
+        self.last[DONE.len() - fresh.len()..].copy_from_slice(fresh);
     }
 
     fn between_events(&self) -> bool {

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use cortex_core::openai::ApiError;
 use cortex_core::openai::error::ErrorBody;
+use cortex_net::SendError;
 use http::header::RETRY_AFTER;
 use http::response::Parts;
 
@@ -44,9 +45,12 @@ pub(crate) struct Whole {
 }
 
 impl AttemptError {
-    pub(super) fn of_send(error: &hyper_util::client::legacy::Error) -> Self {
+    pub(super) fn of_send(error: &SendError) -> Self {
         let reason = neuron_api::client::causes(error);
-        if error.is_connect() { Self::Unreachable { reason } } else { Self::Reset { reason } }
+        match error {
+            SendError::Connect(_) => Self::Unreachable { reason },
+            SendError::Broken(_) => Self::Reset { reason },
+        }
     }
 
     pub(super) fn of_answer(head: Parts, body: Bytes) -> Self {

@@ -15,13 +15,10 @@ use axum::response::Response;
 use bytes::Bytes;
 use cortex_core::config::Timeouts;
 use cortex_core::headers::{USAGE, decode_usage};
-use cortex_net::Dialer;
+use cortex_net::{Dialer, Pool, PooledBody};
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http_body_util::{BodyExt, Limited};
 use neuron_api::client::causes;
 use tokio::time::{Instant, timeout};
 
@@ -50,8 +47,6 @@ pub(crate) struct Proxy {
     authorization: Option<HeaderValue>,
 }
 
-type Pool = Client<Dialer, Full<Bytes>>;
-
 /// A node's answer that has begun.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -59,21 +54,21 @@ pub(crate) struct Answer {
     /// Frames read to see whether the answer really begins; they come first.
     held: VecDeque<Bytes>,
     trailers: Option<HeaderMap>,
-    body: Incoming,
+    body: PooledBody,
     guard: LoadGuard,
     deadline: Instant,
 }
 
 impl Proxy {
     pub(crate) fn new(timeouts: &Timeouts, node_token: &str, dialer: Dialer) -> Self {
-        let pool = ArcSwap::from_pointee(pool(dialer.clone()));
+        let pool = ArcSwap::from_pointee(Pool::new(dialer.clone(), POOL_IDLE));
         let authorization = (!node_token.is_empty()).then(|| format!("Bearer {node_token}").parse().ok()).flatten();
         Self { pool, dialer, first_byte: timeouts.first_byte_ms_max.duration(), idle: timeouts.idle_ms_max.duration(), authorization }
     }
 
     /// Sends nothing more over the connections that there are; the requests on them go on.
     pub(crate) fn leave_connections(&self) {
-        self.pool.store(Arc::new(pool(self.dialer.clone())));
+        self.pool.store(Arc::new(Pool::new(self.dialer.clone(), POOL_IDLE)));
     }
 
     /// Sends `call` to `target` and waits until its answer has begun. An error means that nothing was shown and another node may be
@@ -90,8 +85,8 @@ impl Proxy {
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        let sent = self.pool.load().request(request);
-        let (head, body) = sent.await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
+        let pool = self.pool.load_full();
+        let (head, body) = pool.request(request).await.map_err(|error| AttemptError::of_send(&error))?.into_parts();
         if matches!(head.status.as_u16(), 404 | 429 | 500..) {
             return judge(Answer { head, held: VecDeque::new(), trailers: None, body, guard, deadline: call.deadline }).await;
         }
@@ -137,15 +132,11 @@ impl Proxy {
     }
 }
 
-fn pool(dialer: Dialer) -> Pool {
-    Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE).build(dialer)
-}
-
-fn request(target: &Target, call: &Call) -> Result<Request<Full<Bytes>>, AttemptError> {
+fn request(target: &Target, call: &Call) -> Result<Request<Bytes>, AttemptError> {
     let invalid = |error: http::Error| AttemptError::Unreachable { reason: error.to_string() };
     let endpoint = &target.node.endpoint;
     let uri = Uri::builder().scheme(endpoint.scheme()).authority(endpoint.authority()).path_and_query(call.endpoint.node_path());
-    let mut request = Request::new(Full::new(call.body.clone()));
+    let mut request = Request::new(call.body.clone());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri.build().map_err(invalid)?;
     *request.headers_mut() = call.headers.clone();
