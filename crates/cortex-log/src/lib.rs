@@ -2,6 +2,7 @@
 //! say hands it over and goes on; what does not fit into the queue is left out and counted.
 
 mod aside;
+mod gathered;
 mod line;
 
 use std::io::BufWriter;
@@ -10,9 +11,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use gathered::Gathered;
 
 pub use aside::{Aside, Drain};
 
@@ -80,7 +86,8 @@ pub fn start(style: Style<'_>) -> Result<Logging, LogError> {
         }
         None => {
             let (lines, worker) = stderr();
-            registry.with(fmt::layer().with_writer(lines).with_ansi(style.ansi).with_target(style.target)).try_init()?;
+            let lines = fmt::layer().with_writer(lines).with_ansi(style.ansi).with_target(style.target);
+            registry.with(if style.ansi { lines.boxed() } else { lines.fmt_fields(plain()).boxed() }).try_init()?;
             Ok(Logging { _to_stderr: Some(worker), _to_journal: None })
         }
     }
@@ -97,10 +104,19 @@ pub fn lines_dropped() -> u64 {
     NOT_IN_JOURNAL.load(Ordering::Relaxed) + not_on_stderr
 }
 
+/// Fields as they are written where there is no colour, without a look at the style of each of their parts.
+fn plain() -> impl for<'writer> FormatFields<'writer> + 'static {
+    debug_fn(|line, field, value| match field.name() {
+        "message" => write!(line, "{value:?}"),
+        name => write!(line, "{name}={value:?}"),
+    })
+    .delimited(" ")
+}
+
 /// Standard error, written by a thread of its own.
 fn stderr() -> (NonBlocking, WorkerGuard) {
     let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
-    let (lines, worker) = lines.finish(BufWriter::with_capacity(WRITE_BYTES, std::io::stderr()));
+    let (lines, worker) = lines.finish(Gathered(BufWriter::with_capacity(WRITE_BYTES, std::io::stderr())));
     let _ = NOT_ON_STDERR.set(lines.error_counter());
     (lines, worker)
 }
