@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -46,6 +47,7 @@ pub(super) struct Node {
     models: Vec<MockModel>,
     memory_bytes: u64,
     places: usize,
+    latency: Duration,
     state: Mutex<NodeState>,
 }
 
@@ -100,7 +102,7 @@ impl Node {
             let memory_bytes = plan.memory_mb << 20;
             let process = Process::new(name, &models, memory_bytes, plan.places, node.clone());
             let state = NodeState { process, wire: Wire::Good, loading: BTreeMap::new(), wrong: Vec::new() };
-            Self { name, models, memory_bytes, places: plan.places, state: Mutex::new(state) }
+            Self { name, models, memory_bytes, places: plan.places, latency: plan.latency, state: Mutex::new(state) }
         })
     }
 
@@ -200,6 +202,7 @@ impl Process {
 /// What breaks on the way in and out, and what the node was told.
 async fn between(State((node, life)): State<(std::sync::Weak<Node>, CancellationToken)>, request: Request, next: Next) -> Response {
     let node = node.upgrade().expect("the history holds its nodes");
+    tokio::time::sleep(node.latency).await;
     let wire = node.state.lock().unwrap().wire;
     let Connection { scissors, gateway } = request.extensions().get::<Connection>().expect("each has one").clone();
     if request.uri().path() == "/models/load" {

@@ -19,6 +19,8 @@ pub(super) struct Plan {
     pub(super) models: Vec<ModelPlan>,
     pub(super) memory_mb: u64,
     pub(super) places: usize,
+    /// How long a word takes from a gateway to a node.
+    pub(super) latency: Duration,
     pub(super) asks: Vec<Ask>,
     pub(super) breaks: Vec<(Duration, Break)>,
 }
@@ -100,7 +102,8 @@ impl Plan {
         let asks = (0..chance.between(3, 25)).map(|_| Ask::of(gateways, &names[..count], chance)).collect();
         let mut breaks: Vec<_> = (0..chance.between(0, 9)).map(|_| (chance.millis(0, 20_000), Break::of(nodes.len(), chance))).collect();
         breaks.sort_by_key(|(at, _)| *at);
-        Self { gateways, nodes, models, memory_mb, places: chance.between(1, 9) as usize, asks, breaks }
+        let latency = if chance.percent(50) { Duration::ZERO } else { chance.millis(1, 40) };
+        Self { gateways, nodes, models, memory_mb, places: chance.between(1, 9) as usize, latency, asks, breaks }
     }
 
     /// The gateway's configuration, without the nodes of these places.
