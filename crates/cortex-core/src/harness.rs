@@ -311,7 +311,7 @@ pub enum HarnessError {
         /// What went wrong and what to do.
         reason: String,
     },
-    /// The action is older than one that this node has already seen.
+    /// The action is not newer than the last that this node accepted, and another one.
     #[error("generation {given} is stale: this node has seen {current}")]
     StaleGeneration {
         /// The one in the request.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::backend::{Described, Served};
-use entry::{Entry, State, refuse_other};
+use entry::{Entry, State, Wish, refuse_other};
 
 /// Models known only because somebody asked for them; beyond this many, the oldest that is not in use is forgotten.
 const UNCONFIGURED_MAX: usize = 64;
@@ -134,9 +134,10 @@ impl Registry {
         if self.draining {
             return Err(HarnessError::ShuttingDown);
         }
+        self.refuse_stale(&asked.model_id, asked.generation, Wish::Load)?;
         self.forget_oldest(&asked.model_id);
         let entry = self.entry_or_new(&asked.model_id);
-        entry.see(asked.generation)?;
+        entry.note(asked.generation, Wish::Load);
         match &entry.state {
             State::Loaded { spec, .. } => refuse_other(asked, spec).map(|()| LoadStep::Loaded(entry.report())),
             State::Loading { spec, outcome, cancel, .. } if !cancel.is_cancelled() => {
@@ -219,8 +220,9 @@ impl Registry {
     }
 
     pub(crate) fn begin_unload(&mut self, id: &ModelId, generation: Option<u64>) -> Result<UnloadStep, HarnessError> {
+        self.refuse_stale(id, generation, Wish::Unload)?;
         let entry = self.entry_mut(id).ok_or_else(|| HarnessError::ModelNotFound(id.clone()))?;
-        entry.see(generation)?;
+        entry.note(generation, Wish::Unload);
         match &entry.state {
             State::Available => Ok(UnloadStep::Gone),
             State::Failed { .. } => {
@@ -247,6 +249,18 @@ impl Registry {
             entry.state = State::Available;
         }
         self.entries.retain(|entry| !(entry.withdrawn && entry.is_forgettable()));
+    }
+
+    /// An action with a number must be newer than every one before it on this node, or the last one once more: two gateways that decided upon
+    /// the same picture of the node cannot both have their way. The reports tell the numbers, so that whoever reads them can name a newer one.
+    fn refuse_stale(&self, id: &ModelId, generation: Option<u64>, wish: Wish) -> Result<(), HarnessError> {
+        let Some(given) = generation else { return Ok(()) };
+        let current = self.entries.iter().map(|entry| entry.generation).max().unwrap_or(0);
+        let again = given == current && self.entry(id).is_some_and(|entry| entry.is_last(given, wish));
+        if given <= current && !again {
+            return Err(HarnessError::StaleGeneration { given, current });
+        }
+        Ok(())
     }
 
     fn entry(&self, id: &ModelId) -> Option<&Entry> {

@@ -15,7 +15,7 @@ pub(super) struct Transition {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Load,
     Unload,
 }
@@ -30,7 +30,7 @@ pub(super) async fn unload(mock: &MockNeuron, request: UnloadRequest) -> Result<
 }
 
 async fn reach(mock: &MockNeuron, id: &ModelId, generation: Option<u64>, wanted: Kind) -> Result<(), HarnessError> {
-    accept_generation(mock, id, generation)?;
+    accept_generation(mock, id, generation, wanted)?;
     loop {
         let Some(transition) = begin_or_join(mock, id, wanted)? else { return Ok(()) };
         let outcome = transition.done.await;
@@ -40,15 +40,16 @@ async fn reach(mock: &MockNeuron, id: &ModelId, generation: Option<u64>, wanted:
     }
 }
 
-fn accept_generation(mock: &MockNeuron, id: &ModelId, given: Option<u64>) -> Result<(), HarnessError> {
+fn accept_generation(mock: &MockNeuron, id: &ModelId, given: Option<u64>, wanted: Kind) -> Result<(), HarnessError> {
     let mut state = mock.state();
     let current = state.generation;
     let slot = state.slot(id)?;
     let Some(given) = given else { return Ok(()) };
-    if given < current {
+    let again = given == current && (given, Some(wanted)) == (slot.generation, slot.wanted);
+    if given <= current && !again {
         return Err(HarnessError::StaleGeneration { given, current });
     }
-    slot.generation = given;
+    (slot.generation, slot.wanted) = (given, Some(wanted));
     state.generation = given;
     Ok(())
 }

@@ -201,7 +201,9 @@ struct State {
 struct Slot {
     model: MockModel,
     status: ModelStatus,
+    /// The number of the last action that had one, and what it wanted.
     generation: u64,
+    wanted: Option<lifecycle::Kind>,
     active: usize,
     transition: Option<lifecycle::Transition>,
     load_s: Option<f64>,
@@ -280,7 +282,17 @@ impl MockNeuron {
 impl Slot {
     fn new(model: MockModel, status: ModelStatus) -> Self {
         let load_s = model.loaded.then_some(0.0);
-        Self { model, status, generation: 0, active: 0, transition: None, load_s, prompt_tokens_total: 0, generated_tokens_total: 0 }
+        Self {
+            model,
+            status,
+            generation: 0,
+            wanted: None,
+            active: 0,
+            transition: None,
+            load_s,
+            prompt_tokens_total: 0,
+            generated_tokens_total: 0,
+        }
     }
 
     fn holds_memory(&self) -> bool {

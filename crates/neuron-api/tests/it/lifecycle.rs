@@ -80,13 +80,17 @@ async fn an_unload_waits_for_the_last_answer_and_a_load_for_the_unload() {
 async fn stale_generations_are_refused() {
     let node = MockNeuron::new(MockConfig::new([MockModel::available("a"), MockModel::available("b")]));
     assert_eq!(load(&node, json!({"model_id": "a", "generation": 7})).await.status, 200);
-    for answer in
-        [load(&node, json!({"model_id": "b", "generation": 6})).await, unload(&node, json!({"model_id": "a", "generation": 6})).await]
-    {
+    for answer in [
+        load(&node, json!({"model_id": "b", "generation": 6})).await,
+        unload(&node, json!({"model_id": "a", "generation": 6})).await,
+        load(&node, json!({"model_id": "b", "generation": 7})).await,
+        unload(&node, json!({"model_id": "a", "generation": 7})).await,
+    ] {
         assert_eq!((answer.status.as_u16(), answer.error()["code"].as_str()), (409, Some("stale_generation")));
         assert!(answer.error()["message"].as_str().unwrap().contains('7'));
     }
-    assert_eq!(load(&node, json!({"model_id": "b", "generation": 7})).await.status, 200);
+    assert_eq!(load(&node, json!({"model_id": "a", "generation": 7})).await.status, 200, "the same once more");
+    assert_eq!(load(&node, json!({"model_id": "b", "generation": 8})).await.status, 200);
 }
 
 #[tokio::test]

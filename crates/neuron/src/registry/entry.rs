@@ -16,7 +16,9 @@ pub(super) struct Entry {
     pub(super) configured: Option<ModelSpec>,
     /// It had one, and the newest does not: forgotten once it is out of memory.
     pub(super) withdrawn: bool,
+    /// The number of the last action that had one, and what it wanted.
     pub(super) generation: u64,
+    pub(super) wish: Option<Wish>,
     pub(super) described: Option<Described>,
     /// Of the last load.
     pub(super) info: Option<ServedInfo>,
@@ -24,6 +26,12 @@ pub(super) struct Entry {
     /// When it broke.
     pub(super) losses: Vec<Instant>,
     pub(super) state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    Load,
+    Unload,
 }
 
 pub(super) enum State {
@@ -52,17 +60,30 @@ pub(super) enum State {
 impl Entry {
     pub(super) fn new(id: ModelId, configured: Option<ModelSpec>) -> Self {
         let state = State::Available;
-        Self { id, configured, withdrawn: false, generation: 0, described: None, info: None, load_s: None, losses: Vec::new(), state }
+        Self {
+            id,
+            configured,
+            withdrawn: false,
+            generation: 0,
+            wish: None,
+            described: None,
+            info: None,
+            load_s: None,
+            losses: Vec::new(),
+            state,
+        }
     }
 
-    /// Refuses what is older than what was seen.
-    pub(super) fn see(&mut self, generation: Option<u64>) -> Result<(), HarnessError> {
-        let given = generation.unwrap_or(self.generation);
-        if given < self.generation {
-            return Err(HarnessError::StaleGeneration { given, current: self.generation });
+    /// Notes an action that is accepted.
+    pub(super) fn note(&mut self, generation: Option<u64>, wish: Wish) {
+        if let Some(generation) = generation {
+            (self.generation, self.wish) = (generation, Some(wish));
         }
-        self.generation = given;
-        Ok(())
+    }
+
+    /// Whether this is the last action that was noted.
+    pub(super) fn is_last(&self, generation: u64, wish: Wish) -> bool {
+        (self.generation, self.wish) == (generation, Some(wish))
     }
 
     pub(super) fn start(&mut self, asked: &ModelSpec) -> (LoadJob, Outcome) {
