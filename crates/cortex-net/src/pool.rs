@@ -91,7 +91,7 @@ impl Pool {
         let server = to_origin_form(&mut request)?;
         if let Some(mut idle) = self.shared.take(&server) {
             match idle.exchange(&request).await {
-                Err(_) if idle.has_been_silent() => {}
+                Err(error) if error.is_a_closed_connection() && idle.has_been_silent() => {}
                 answer => return self.leased(answer, idle, server),
             }
         }

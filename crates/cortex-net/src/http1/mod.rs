@@ -39,6 +39,18 @@ pub enum AnswerError {
     Malformed(&'static str),
 }
 
+impl AnswerError {
+    /// The server closed it, or had done so before, under TLS maybe without a word; a host that is gone closes nothing.
+    pub(crate) fn is_a_closed_connection(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match self {
+            Self::Io(error) => matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof),
+            Self::CutShort => true,
+            Self::Malformed(_) => false,
+        }
+    }
+}
+
 /// A connection, and what came over it that nobody has taken yet.
 #[derive(Debug)]
 pub(crate) struct Connection {
