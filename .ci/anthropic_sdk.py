@@ -61,10 +61,65 @@ def a_stream_says_the_same_as_a_whole_answer():
     assert final.usage.output_tokens == whole.usage.output_tokens
 
 
+def picture():
+    with open("docs/pictures/row.png", "rb") as file:
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(file.read()).decode()}
+    return {"type": "image", "source": source}
+
+
+def user(*blocks):
+    return {"role": "user", "content": list(blocks)}
+
+
+def text(words, **more):
+    return {"type": "text", "text": words, **more}
+
+
+def called(result, thought=()):
+    """A turn with a call, up to its result."""
+    call = {"type": "tool_use", "id": "call_1", "name": "get_weather", "input": {"city": "Paris"}}
+    back = {"type": "tool_result", "tool_use_id": "call_1", "content": result}
+    return [user(text("What is the weather in Paris?")), {"role": "assistant", "content": [*thought, text("I look."), call]}, user(back)]
+
+
 @case
 def the_count_is_that_of_the_prompt():
-    counted = CLIENT.messages.count_tokens(model=MODEL, messages=HELLO, system="Be brief.")
-    assert counted.input_tokens == ask(system="Be brief.").usage.input_tokens
+    mark = {"cache_control": {"type": "ephemeral"}}
+    thought = {"type": "thinking", "thinking": "A city.", "signature": "s"}
+    billing = text("x-anthropic-billing-header: cc_version=1; cc_entrypoint=cli;")
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    requests = {
+        "one line": {"messages": HELLO},
+        "words beyond ASCII": {"messages": [user(text("Grüße aus Pécs, 河 and \U0001f980."))]},
+        "a system text": {"messages": HELLO, "system": "Be brief."},
+        "system blocks": {"messages": HELLO, "system": [billing, text("Be brief.", **mark), text("Be kind.")]},
+        "a conversation": {"messages": [*HELLO, {"role": "assistant", "content": "Hello! How can I help you?"}, user(text("Count"), text("to 3."))]},
+        "an answer begun": {"messages": [*HELLO, {"role": "assistant", "content": "Hello! How"}]},
+        "a picture": {"messages": [user(picture(), text("Describe the picture."))]},
+        "two pictures": {"messages": [user(picture(), picture(), text("Which picture has more shapes, the first or the second?"))]},
+        "a document": {"messages": [user({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Red boat."}}, text("Repeat."))]},
+        "tools": {"messages": HELLO, "tools": [WEATHER, {**WEATHER, "name": "get_time", "description": "Get the time."}]},
+        "no tool may be called": {"messages": HELLO, "tools": [WEATHER], "tool_choice": {"type": "none"}},
+        "a tool that must be called": {"messages": HELLO, "tools": [WEATHER], "tool_choice": {"type": "any"}},
+        "a server's tool": {"messages": HELLO, "tools": [WEATHER, {"type": "web_search_20250305", "name": "web_search"}]},
+        "a result": {"messages": called("sunny"), "tools": [WEATHER]},
+        "a result with a picture": {"messages": called([text("It is"), picture()]), "tools": [WEATHER]},
+        "thinking": {"messages": HELLO, "thinking": thinking},
+        "thinking, with tools and thoughts": {"messages": called("sunny", [thought]), "tools": [WEATHER], "thinking": thinking},
+        "all of it, marked": {
+            "messages": [*called([picture()], [thought]), {"role": "assistant", "content": "Sunny."}, user(picture(), text("And now?", **mark))],
+            "system": [billing, text("Be brief.", **mark)],
+            "tools": [{**WEATHER, **mark}],
+            "thinking": thinking,
+        },
+    }
+    assert len({CLIENT.messages.count_tokens(model=MODEL, **asked).input_tokens for asked in requests.values()}) > len(requests) / 2
+    for name, asked in requests.items():
+        counted = CLIENT.messages.count_tokens(model=MODEL, **asked).input_tokens
+        for answer in (ask(**asked, max_tokens=2), streamed(**asked, max_tokens=2)[1]):
+            # A client that marks what to cache reads the two as a sum.
+            found = answer.usage.input_tokens + (answer.usage.cache_read_input_tokens if "cache_control" in json.dumps(asked) else 0)
+            assert found == counted, (name, counted, answer.usage)
 
 
 @case
@@ -110,9 +165,7 @@ def a_stop_sequence_is_named():
 
 @case
 def a_picture_is_seen():
-    with open("docs/pictures/row.png", "rb") as file:
-        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(file.read()).decode()}
-    said = ask([{"role": "user", "content": [{"type": "image", "source": source}, {"type": "text", "text": "Describe the picture."}]}])
+    said = ask([user(picture(), text("Describe the picture."))])
     assert said.content[0].text == "A row of 3 shapes from left to right: yellow star, pink star, blue star.", said
 
 
