@@ -15,6 +15,9 @@ use tokio::time::{Instant, Sleep};
 use super::{Observer, Outcome, causes, usage_of};
 use crate::fleet::LoadGuard;
 
+/// How long the end of a stream waits for the usage, which a node sends right after it.
+const USAGE_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Dropping it drops the node's body, which closes the connection and cancels the generation there.
 #[derive(Debug)]
 pub(crate) struct ObservedBody {
@@ -23,6 +26,8 @@ pub(crate) struct ObservedBody {
     upstream: Option<PooledBody>,
     silence: Silence,
     tail: Option<EventTail>,
+    /// The end of a stream, until its usage is here: a client that has read it may leave at once, and its answer would be counted nowhere.
+    end: Option<Bytes>,
     /// The node ended the stream with an error event, which it sends as one piece.
     failed: bool,
     good: Outcome,
@@ -50,6 +55,7 @@ impl ObservedBody {
             upstream: Some(upstream),
             silence,
             tail: streamed.then(EventTail::default),
+            end: None,
             failed: false,
             good: Outcome::of_status(status),
             observer,
@@ -73,22 +79,37 @@ impl ObservedBody {
         self.observer.ends(if metered { self.good } else { Outcome::Failed });
     }
 
-    fn pass(&mut self, data: Bytes) -> Frame<Bytes> {
+    /// `None` for the end of a stream that the node has not closed yet.
+    fn pass(&mut self, data: Bytes) -> Option<Frame<Bytes>> {
         self.observer.data();
         if let Some(tail) = &mut self.tail {
             tail.see(&data);
             self.failed |= data.starts_with(b"data: {\"error\"") && tail.between_events();
         }
-        Frame::data(data)
+        self.notice_end();
+        let data = match self.end.take() {
+            Some(end) => [end, data].concat().into(),
+            None => data,
+        };
+        if self.upstream.is_some() && self.is_done() {
+            self.silence.max = self.silence.max.min(USAGE_WAIT_MAX);
+            self.end = Some(data);
+            return None;
+        }
+        Some(Frame::data(data))
+    }
+
+    fn is_done(&self) -> bool {
+        self.tail.as_ref().is_some_and(EventTail::is_done)
     }
 
     /// An error event in the place of the rest: a stream never looks finished when it is not. One that is, for only its usage was on its
     /// way when the node went, does not look broken either.
     fn cut(&mut self, reason: String) -> Option<Result<Frame<Bytes>, Cut>> {
         self.upstream = None;
-        if self.tail.as_ref().is_some_and(EventTail::is_done) {
+        if self.is_done() {
             self.observer.ends(self.good);
-            return None;
+            return self.rest();
         }
         if self.failed {
             self.observer.ends(Outcome::Failed);
@@ -101,9 +122,13 @@ impl ObservedBody {
         }
     }
 
+    fn rest(&mut self) -> Option<Result<Frame<Bytes>, Cut>> {
+        self.end.take().map(|end| Ok(Frame::data(end)))
+    }
+
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         loop {
-            let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+            let Some(upstream) = &mut self.upstream else { return Poll::Ready(self.rest()) };
             let Poll::Ready(frame) = Pin::new(upstream).poll_frame(cx) else {
                 ready!(self.silence.poll_silent(cx));
                 let reason = self.silence.reason();
@@ -116,9 +141,9 @@ impl ObservedBody {
             }
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => {
-                    let frame = self.pass(data);
-                    self.notice_end();
-                    return Poll::Ready(Some(Ok(frame)));
+                    if let Some(frame) = self.pass(data) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
                 }
                 Some(Ok(Err(frame))) => {
                     let usage = frame.trailers_ref().and_then(usage_of);
@@ -136,14 +161,16 @@ impl Body for ObservedBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if let Some(data) = self.held.pop_front() {
-            return Poll::Ready(Some(Ok(self.pass(data))));
+        while let Some(data) = self.held.pop_front() {
+            if let Some(frame) = self.pass(data) {
+                return Poll::Ready(Some(Ok(frame)));
+            }
         }
         self.poll_upstream(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && self.upstream.is_none()
+        self.held.is_empty() && self.end.is_none() && self.upstream.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
