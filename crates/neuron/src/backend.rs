@@ -22,6 +22,8 @@ pub trait Backend: Send + Sync + 'static {
     fn describe(&self, folder: &Path) -> Option<Described>;
     /// Loads the checkpoint in `folder`. The error says what to do.
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String>;
+    /// Lets go of the devices, for the process is about to end.
+    async fn shutdown(&self);
 }
 
 /// A model in memory.

@@ -92,6 +92,10 @@ impl Backend for CandleBackend {
         Some(Described { architecture: config.architecture.to_owned(), capabilities: config.capabilities() })
     }
 
+    async fn shutdown(&self) {
+        self.devices.shutdown().await;
+    }
+
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String> {
         if let Some(quant) = spec.quant.as_deref().filter(|quant| *quant != "none") {
             return Err(format!("quant = `{quant}` is not supported: leave it out, or choose dtype = `bf16`"));

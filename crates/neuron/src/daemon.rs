@@ -152,7 +152,7 @@ impl RunningDaemon {
         }
         self.kill.cancel();
         self.connections.wait().await;
-        self.harness.unload_all(self.drain_max.saturating_sub(started.elapsed())).await;
+        self.harness.shutdown(self.drain_max.saturating_sub(started.elapsed())).await;
         tracing::info!("stopped");
     }
 

@@ -76,9 +76,9 @@ impl CandleHarness {
         self.node.registry().drain();
     }
 
-    /// Unloads every model, whose generations may go on for at most `drain`; answers when their memory is back. Call
+    /// Unloads every model, whose generations may go on for at most `drain`, and lets go of the devices. Call
     /// [`CandleHarness::begin_drain`] first.
-    pub async fn unload_all(&self, drain: Duration) {
+    pub async fn shutdown(&self, drain: Duration) {
         let ids = self.node.registry().ids();
         let unloads = ids.into_iter().map(|id| async move {
             if let Err(error) = self.unload_model(&id, None, drain).await {
@@ -86,6 +86,7 @@ impl CandleHarness {
             }
         });
         futures::future::join_all(unloads).await;
+        self.node.backend.shutdown().await;
     }
 
     /// Waits until a device fails, and tells why.

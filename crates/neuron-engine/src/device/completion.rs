@@ -1,6 +1,7 @@
 //! What is to happen when a device has done a step, without its thread waiting for that.
 
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 
 use candle_core::Device;
 use tracing::error;
@@ -13,19 +14,19 @@ pub struct Completions(Option<Sender<Completion>>);
 type Completion = Box<dyn FnOnce() + Send>;
 
 impl Completions {
-    /// Those of `device`. The thread ends with the last clone.
-    pub fn start(device: &Device) -> Self {
+    /// Those of `device`, and the thread that runs them, where there is one; it ends with the last clone.
+    pub fn start(device: &Device) -> (Self, Option<JoinHandle<()>>) {
         if device.is_cpu() {
-            return Self(None);
+            return (Self(None), None);
         }
         let (sender, inbox) = channel::<Completion>();
         let name = format!("{}-done", std::thread::current().name().unwrap_or("device"));
         let thread = std::thread::Builder::new().name(name).spawn(move || inbox.into_iter().for_each(|completion| completion()));
         match thread {
-            Ok(_) => Self(Some(sender)),
+            Ok(thread) => (Self(Some(sender)), Some(thread)),
             Err(error) => {
                 error!(%error, "no thread for completions: the device's own waits for each step");
-                Self(None)
+                (Self(None), None)
             }
         }
     }

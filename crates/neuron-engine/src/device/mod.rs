@@ -182,6 +182,11 @@ impl DeviceSet {
         self.devices.get(index).ok_or(DeviceError::Gone)?.fail().await
     }
 
+    /// Lets go of all devices. A process must have done so when it ends: the driver's own end does not bear that others use it meanwhile.
+    pub async fn shutdown(&self) {
+        join_all(self.devices.iter().map(DeviceHandle::shutdown)).await;
+    }
+
     /// Whether the devices are GPUs.
     pub fn are_gpus(&self) -> bool {
         self.devices.iter().any(DeviceHandle::is_gpu)

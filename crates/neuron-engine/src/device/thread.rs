@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use candle_core::Device;
 use tokio::sync::{mpsc, oneshot};
@@ -30,17 +31,22 @@ pub struct DeviceHandle {
     commands: mpsc::Sender<Command>,
     condition: Arc<Condition>,
     /// Dropped after `commands`, whose last clone ends the thread.
-    _thread: Arc<Joined>,
+    thread: Arc<Joined>,
 }
 
-/// Waits for its thread when it is dropped: a GPU must be let go of before the process ends. One that failed cannot be let go of.
-struct Joined(Option<std::thread::JoinHandle<()>>, Arc<Condition>);
+/// Waits for its thread when it is dropped: a GPU must be let go of before the process ends.
+struct Joined(Mutex<Option<JoinHandle<()>>>, Arc<Condition>);
+
+impl Joined {
+    /// Once, and not of a device that failed: that one cannot be let go of.
+    fn take(&self) -> Option<JoinHandle<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|_| self.1.fault().is_none())
+    }
+}
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take()
-            && self.1.fault().is_none()
-        {
+        if let Some(thread) = self.take() {
             // It catches the panics of models; if it panicked itself, there is nothing left to wait for.
             let _ = thread.join();
         }
@@ -69,16 +75,16 @@ impl DeviceHandle {
             Ok((device, condition)) => {
                 // The starter waits for exactly this.
                 let _ = opened.send(Ok(condition.clone()));
-                let completions = Completions::start(&device);
-                DeviceThread { hardware, device, completions, models: HashMap::new(), condition }.run(inbox);
+                let (completions, completing) = Completions::start(&device);
+                DeviceThread { hardware, device, completions, completing, models: HashMap::new(), condition }.run(inbox);
             }
             Err(error) => drop(opened.send(Err(error))),
         };
         let thread = std::thread::Builder::new().name(name.to_string()).spawn(run)?;
         match is_open.recv() {
             Ok(Ok(condition)) => {
-                let thread = Arc::new(Joined(Some(thread), condition.clone()));
-                Ok(Self { name, is_gpu, commands, condition, _thread: thread })
+                let thread = Arc::new(Joined(Mutex::new(Some(thread)), condition.clone()));
+                Ok(Self { name, is_gpu, commands, condition, thread })
             }
             Ok(Err(failure)) => Err(std::io::Error::other(format!("{name} cannot be opened: {failure}"))),
             Err(_) => Err(std::io::Error::other(format!("the thread of {name} ended at once"))),
@@ -138,6 +144,15 @@ impl DeviceHandle {
         self.ask(|reply| Command::Unload(key, reply)).await;
     }
 
+    /// Ends the thread after the commands before this one, and returns when it has let go of the device. Whoever still has a handle finds
+    /// nobody there. A device that failed is left as it is.
+    pub async fn shutdown(&self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.commands.send(Command::Shutdown).await;
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
     /// Starts one step; the receiver gets its outcome. For threads, not for tasks: it may block.
     pub fn execute(&self, key: ModelKey, step: Arc<StepInput>) -> oneshot::Receiver<StepOutcome> {
         let (reply, answer) = StepReply::new();
@@ -157,6 +172,7 @@ struct DeviceThread<H> {
     hardware: H,
     device: Device,
     completions: Completions,
+    completing: Option<JoinHandle<()>>,
     models: HashMap<ModelKey, ModelRunner>,
     condition: Arc<Condition>,
 }
@@ -177,7 +193,11 @@ impl<H: Hardware> DeviceThread<H> {
                 std::thread::park();
             }
         }
-        let Self { device, condition, .. } = self;
+        let Self { device, condition, models, completions, completing, .. } = self;
+        drop((models, completions));
+        if let Some(thread) = completing {
+            let _ = thread.join();
+        }
         condition.rest();
         neuron_kernels::device::forget(&device);
         info!("device thread ended");

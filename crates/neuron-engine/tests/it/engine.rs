@@ -248,6 +248,16 @@ async fn two_gpus_say_what_one_says() {
 }
 
 #[tokio::test]
+async fn devices_are_let_go_of_while_a_model_still_has_them() {
+    let devices = DeviceSet::cpu(2).unwrap();
+    let model = load(&devices, "test".into(), checkpoint("qwen3-dense-tied"), LoadOptions::default()).await.unwrap();
+    assert!(text(&model, request(vec![1, 2, 3], 4)).await.is_ok());
+    devices.shutdown().await;
+    assert!(text(&model, request(vec![1, 2, 3], 4)).await.is_err());
+    devices.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_seed_gives_the_same_text_in_any_company() {
     let model = loaded("qwen3-dense-tied", LoadOptions::default()).await;
     let seeded = |seed: u64| {

@@ -1,5 +1,7 @@
 //! How probable a prompt was: the numbers of the reference, and those of the same tokens as an answer.
 
+use std::path::PathBuf;
+
 use cortex_core::{FinishReason, GenerateEvent, GenerateRequest, HarnessError, Prompt, TokenLogprob, Usage};
 use futures::StreamExt;
 use futures::future::join_all;
@@ -55,6 +57,22 @@ fn prompts() -> Vec<Vec<u32>> {
 
 #[tokio::test]
 async fn a_prompt_is_as_probable_as_the_reference_says() {
+    compare(async |folder| load_folder(folder, LoadOptions::default()).await, 2e-4).await;
+}
+
+#[cfg(feature = "cuda")]
+#[tokio::test]
+async fn a_prompt_is_as_probable_on_a_gpu() {
+    use neuron_engine::DeviceSet;
+
+    let devices = DeviceSet::detect(1).unwrap().0;
+    assert!(devices.are_gpus(), "this test needs a GPU");
+    let options = LoadOptions { dtype: Some("f32".into()), ..LoadOptions::default() };
+    compare(async |folder| neuron_engine::load(&devices, "test".into(), folder, options.clone()).await.unwrap(), 2e-3).await;
+}
+
+/// All prompts whose every row the reference tells, each log-probability within `off_max` nats.
+async fn compare(load: impl AsyncFn(PathBuf) -> LoadedModel, off_max: f64) {
     let mut compared = 0;
     for set in fixtures::sets() {
         for name in TEXT_MODELS.into_iter().filter(|name| set.checkpoints().iter().any(|known| known == name)) {
@@ -62,7 +80,7 @@ async fn a_prompt_is_as_probable_as_the_reference_says() {
                 let tensors = set.tensors(&format!("{name}/{case}"));
                 let prompt: Vec<u32> = tensors["input_ids"].to_vec1::<i64>().unwrap().into_iter().map(|id| id as u32).collect();
                 let logits = tensors["logits"].to_vec2::<f32>().unwrap();
-                let model = load_folder(set.checkpoint(name), LoadOptions::default()).await;
+                let model = load(set.checkpoint(name)).await;
                 let told = ask(&model, scored(&prompt, 0)).await.unwrap();
                 assert_eq!(ids(&told.rest), prompt[1..], "{name}, {case}");
                 for (token, row) in told.rest.iter().zip(&logits) {
@@ -70,9 +88,9 @@ async fn a_prompt_is_as_probable_as_the_reference_says() {
                     let best = (0..expected.len()).max_by(|&a, &b| expected[a].total_cmp(&expected[b])).unwrap();
                     for choice in [&token.chosen, &token.top[0]] {
                         let off = (f64::from(choice.logprob) - expected[choice.id as usize]).abs();
-                        assert!(off < 2e-4, "{name}, {case}: {choice:?}, off by {off}");
+                        assert!(off < off_max, "{name}, {case}: {choice:?}, off by {off}");
                     }
-                    assert!(expected[best] - expected[token.top[0].id as usize] < 2e-4, "{name}, {case}: the best is {best}");
+                    assert!(expected[best] - expected[token.top[0].id as usize] < off_max, "{name}, {case}: the best is {best}");
                 }
                 compared += 1;
             }

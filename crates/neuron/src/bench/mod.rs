@@ -27,9 +27,15 @@ const SERVE_TOKENS: usize = 128;
 /// Measures what `args` ask for.
 pub async fn run(args: &BenchArgs) -> anyhow::Result<Report> {
     let (devices, _) = DeviceSet::detect(args.tensor_parallel).context("cannot start the device thread")?;
+    let report = measure(&devices, args).await;
+    devices.shutdown().await;
+    report
+}
+
+async fn measure(devices: &DeviceSet, args: &BenchArgs) -> anyhow::Result<Report> {
     let subject = Subject::prepare(args)?;
-    let limits = HostLimits::measure(&devices, args.tensor_parallel, &subject).await?;
-    let model = load_model(&devices, &subject, args).await?;
+    let limits = HostLimits::measure(devices, args.tensor_parallel, &subject).await?;
+    let model = load_model(devices, &subject, args).await?;
     let work = Work::of(&subject.config, &model);
     let mut bench = Bench { args, limits, work, workload: Workload::new(model, &subject), report: Report::new(args, &subject, &limits) };
     bench.report.describe(bench.workload.model().info());
@@ -38,7 +44,7 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<Report> {
             Part::Decode => bench.decode().await?,
             Part::Prefill => bench.prefill().await?,
             Part::Serve => bench.serve().await?,
-            Part::Load => bench.load(&devices, &subject).await?,
+            Part::Load => bench.load(devices, &subject).await?,
         }
     }
     Ok(bench.report)

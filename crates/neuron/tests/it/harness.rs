@@ -284,7 +284,7 @@ async fn a_draining_node_refuses_what_is_new_and_gives_everything_back() {
     assert!(!scene.node.health().ready);
     assert_eq!(scene.load("chat").await, Err(HarnessError::ShuttingDown));
     assert_eq!(not_loaded(&scene).await, HarnessError::ShuttingDown);
-    scene.node.unload_all(Duration::ZERO).await;
+    scene.node.shutdown(Duration::ZERO).await;
     assert_eq!(scene.engine.unloads.load(SeqCst), 1);
     assert!(scene.node.load(ModelSpec::new("chat")).now_or_never().is_some());
 }

@@ -90,6 +90,8 @@ impl Backend for Scripted {
         folder.is_dir().then(|| Described { architecture: "scripted".to_owned(), capabilities: vec![Capability::Chat] })
     }
 
+    async fn shutdown(&self) {}
+
     async fn load(&self, spec: &ModelSpec, folder: PathBuf) -> Result<Arc<dyn Served>, String> {
         self.loads.lock().expect("no holder panics").push((spec.clone(), folder));
         pass(&self.load_gate).await;
