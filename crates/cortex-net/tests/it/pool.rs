@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 const IDLE_MAX: Duration = Duration::from_secs(60);
 const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n";
+/// Said as soon as the head was read; nothing is read after it.
+const EARLY: &str = "HTTP/1.1 413 Too Long\r\ncontent-length: 2\r\n\r\nno";
 /// Instead of an answer.
 const HANGS_UP: &str = "";
 const BEGUN: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n";
@@ -68,7 +70,8 @@ impl Line for Server {
 async fn serve(mut wire: DuplexStream, answers: &[&str]) -> io::Result<()> {
     for answer in answers {
         let mut seen = Vec::new();
-        while !seen.ends_with(b"\r\n\r\nask") {
+        let until: &[u8] = if *answer == EARLY { b"\r\n\r\n" } else { b"\r\n\r\nask" };
+        while !seen.windows(until.len()).any(|end| end == until) {
             if wire.read_buf(&mut seen).await? == 0 {
                 return Ok(());
             }
@@ -77,6 +80,9 @@ async fn serve(mut wire: DuplexStream, answers: &[&str]) -> io::Result<()> {
             return Ok(());
         }
         wire.write_all(answer.as_bytes()).await?;
+        if *answer == EARLY {
+            std::future::pending::<()>().await;
+        }
     }
     if answers.ends_with(&[BEGUN]) {
         wire.read_u8().await?; // until the client has enough
@@ -125,6 +131,18 @@ async fn one_that_the_server_closes_at_the_request_is_replaced_and_the_request_r
     let pool = server.pool();
     for asked in 1..5 {
         assert_eq!(text(ask(&pool).await.unwrap()).await, "hi");
+        assert_eq!(server.dialled(), asked);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_before_the_request_was_sent_counts_and_its_connection_is_not_used_again() {
+    let server = Server::new(&[EARLY]);
+    let pool = server.pool();
+    for asked in 1..3 {
+        let request = Request::post("http://node:1/path").body(Bytes::from(vec![b'x'; 1 << 20])).unwrap();
+        let answer = pool.request(request).await.unwrap();
+        assert_eq!((answer.status().as_u16(), text(answer).await), (413, "no".into()));
         assert_eq!(server.dialled(), asked);
     }
 }
