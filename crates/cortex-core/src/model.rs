@@ -78,8 +78,8 @@ pub struct ModelSpec {
     /// Concurrent sequences of full `context` that the KV cache is sized for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel: Option<usize>,
-    /// Orders the actions of several gateways: a node refuses one that is not newer than the last that it accepted, unless it is that one
-    /// once more. Numbers begin at 1.
+    /// Orders the actions of several gateways: a node refuses one that is not newer than the last that it accepted for the model, unless it
+    /// is that one once more. Numbers begin at 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
 }

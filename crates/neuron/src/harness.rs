@@ -99,9 +99,9 @@ impl CandleHarness {
         self.node.registry().loaded()
     }
 
-    async fn unload_model(&self, id: &ModelId, mut generation: Option<u64>, drain: Duration) -> Result<(), HarnessError> {
+    async fn unload_model(&self, id: &ModelId, generation: Option<u64>, drain: Duration) -> Result<(), HarnessError> {
         loop {
-            let step = self.node.registry().begin_unload(id, generation.take())?;
+            let step = self.node.registry().begin_unload(id, generation)?;
             match step {
                 UnloadStep::Gone => return Ok(()),
                 // A load that stopped in time left nothing; one that did not must be unloaded.
@@ -142,10 +142,9 @@ impl Harness for CandleHarness {
         self.node.registry().reports()
     }
 
-    async fn load(&self, mut spec: ModelSpec) -> Result<ModelReport, HarnessError> {
+    async fn load(&self, spec: ModelSpec) -> Result<ModelReport, HarnessError> {
         loop {
             let step = self.node.registry().begin_load(&spec)?;
-            spec.generation = None; // accepted: what comes while this waits does not make it stale
             match step {
                 LoadStep::Loaded(report) => return Ok(report),
                 LoadStep::Join(outcome) => return ended(outcome).await,

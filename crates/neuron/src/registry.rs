@@ -251,14 +251,12 @@ impl Registry {
         self.entries.retain(|entry| !(entry.withdrawn && entry.is_forgettable()));
     }
 
-    /// An action with a number must be newer than every one before it on this node, or the last one once more: two gateways that decided upon
-    /// the same picture of the node cannot both have their way. The reports tell the numbers, so that whoever reads them can name a newer one.
+    /// An action with a number must be newer than every one before it on this model, or the last one once more: two gateways that decided upon
+    /// the same picture cannot both have their way. Actions on several models may overtake each other on their way here.
     fn refuse_stale(&self, id: &ModelId, generation: Option<u64>, wish: Wish) -> Result<(), HarnessError> {
-        let Some(given) = generation else { return Ok(()) };
-        let current = self.entries.iter().map(|entry| entry.generation).max().unwrap_or(0);
-        let again = given == current && self.entry(id).is_some_and(|entry| entry.is_last(given, wish));
-        if given <= current && !again {
-            return Err(HarnessError::StaleGeneration { given, current });
+        let (Some(given), Some(entry)) = (generation, self.entry(id)) else { return Ok(()) };
+        if given <= entry.generation && !entry.is_last(given, wish) {
+            return Err(HarnessError::StaleGeneration { given, current: entry.generation });
         }
         Ok(())
     }
